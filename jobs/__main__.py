@@ -1,0 +1,5 @@
+"""`python -m jobs` is `nightjar`."""
+
+from jobs.cli import main
+
+main()

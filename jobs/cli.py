@@ -1,0 +1,179 @@
+"""The command line. Each command is one line of work; what it does lies in the module that it imports."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.contracts.days import DayRange, parse_day
+from jobs.contracts.errors import NotReady, exit_status
+from jobs.lake import Lake
+from jobs.settings import CONFIG_VARIABLE, Settings, load_settings
+from jobs.steps import FEATURES_DAILY, STEPS, find_step
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Nightly recommendations from raw interaction logs.",
+)
+
+Day = Annotated[str, typer.Option("--day", help="data day, YYYY-MM-DD", metavar="DAY")]
+From = Annotated[str, typer.Option("--from", help="first data day", metavar="DAY")]
+To = Annotated[str, typer.Option("--to", help="last data day", metavar="DAY")]
+Seed = Annotated[int, typer.Option(help="same seed, same bytes")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends with its message and status 1."""
+    sys.exit(exit_status(app))
+
+
+@app.callback()
+def configure(config: Annotated[Path | None, typer.Option(help="settings file; else $NIGHTJAR_CONFIG, else nightjar.toml here")] = None) -> None:
+    """Name the settings file before any command reads it, for the processes that it starts too."""
+    if config is not None:
+        os.environ[CONFIG_VARIABLE] = str(config.absolute())
+
+
+def _lake(settings: Settings) -> Lake:
+    return Lake(settings.lake_path, tuple(settings.event_types))
+
+
+@app.command()
+def run(
+    step: Annotated[str, typer.Argument(help=" ".join(step.name for step in STEPS))],
+    day: Day,
+    to: Annotated[str | None, typer.Option(help="last day of a range; Spark steps only", metavar="DAY")] = None,
+) -> None:
+    """Run one step for a day, or for a range of days in one pass."""
+    from jobs.operate.run import run_steps
+
+    run_steps([step], DayRange.parse(day, to), load_settings())
+
+
+@app.command()
+def night(day: Day) -> None:
+    """Run the whole chain for one day, without Airflow."""
+    from jobs.operate.run import run_steps
+
+    run_steps([step.name for step in STEPS], DayRange.parse(day), load_settings())
+
+
+@app.command()
+def backfill(first: From, last: To) -> None:
+    """Make the tables up to transitions for a range of days, each step in one pass."""
+    from jobs.operate.run import run_steps
+
+    run_steps(FEATURES_DAILY, DayRange.parse(first, last), load_settings())
+
+
+@app.command()
+def ready(step: Annotated[str, typer.Argument(help="name of a step")], day: Day) -> None:
+    """End with status 0 if the tables of a step hold the day, else with 1 and what is missing."""
+    lake, wanted = _lake(load_settings()), parse_day(day)
+    missing = [table for table in find_step(step).writes if wanted not in lake.done(table)]
+    if missing:
+        raise NotReady(f"{wanted} is not in {', '.join(missing)} yet.")
+
+
+@app.command()
+def simulate(
+    landing: Annotated[Path, typer.Argument(help="folder to write; its nightjar.toml is written too")],
+    users: Annotated[int, typer.Option(min=1)] = 2000,
+    items: Annotated[int, typer.Option(min=1)] = 1000,
+    days: Annotated[int, typer.Option(min=1)] = 30,
+    first: Annotated[str, typer.Option(metavar="DAY", help="first day of the log")] = "2026-01-01",
+    seed: Seed = 0,
+    null: Annotated[bool, typer.Option("--null", help="a world without the long-term effect")] = False,
+    confounded: Annotated[bool, typer.Option("--confounded", help="log by a policy that knows the hidden state")] = False,
+    faults: Annotated[bool, typer.Option("--faults", help="duplicates, late events, malformed lines, bots, clock skew, …")] = False,
+) -> None:
+    """Write the logs of a small world whose best policy is known."""
+    from jobs.world.simulate import simulate as write
+
+    write(landing, users=users, items=items, first=parse_day(first), days=days, seed=seed, null=null, confounded=confounded, faults=faults)
+
+
+@app.command()
+def value(
+    landing: Annotated[Path, typer.Argument(help="folder that `simulate` wrote")],
+    day: Annotated[str | None, typer.Option(help="day of the policy; else the newest", metavar="DAY")] = None,
+    users: Annotated[int, typer.Option(min=1, help="fresh users to play with")] = 500,
+    seed: Seed = 0,
+) -> None:
+    """Play the served policy in its simulated world, beside popularity and the planners, and print the true values."""
+    from jobs.world.value import print_values
+
+    print_values(landing, load_settings(), day and parse_day(day), users=users, seed=seed)
+
+
+@app.command()
+def convert(
+    format: Annotated[str, typer.Argument(help="movietweetings or taobao")],
+    source: Annotated[Path, typer.Argument(help="folder with the files as published")],
+    landing: Annotated[Path, typer.Argument(help="folder to write; its nightjar.toml is written too")],
+) -> None:
+    """Turn a public data set into the landing format."""
+    from jobs.ingest.convert import convert as write
+
+    write(format, source, landing)
+
+
+@app.command()
+def status() -> None:
+    """Show which days each table holds."""
+    from jobs.operate.status import print_status
+
+    print_status(_lake(load_settings()))
+
+
+@app.command()
+def show(user: Annotated[str, typer.Argument(help="user id, or * for somebody with no history")]) -> None:
+    """Show the list that a user is served, with reasons."""
+    from jobs.operate.show import print_lists
+
+    print_lists(_lake(load_settings()), [user])
+
+
+@app.command()
+def report(day: Day) -> None:
+    """Write the page of one night: verdict, metrics, lists."""
+    from jobs.operate.report import write_report
+
+    print(write_report(_lake(load_settings()), parse_day(day)))
+
+
+@app.command()
+def doctor() -> None:
+    """Say whether this machine is fit, and what to do where it is not."""
+    from jobs.operate.doctor import print_diagnosis
+
+    print_diagnosis(load_settings())
+
+
+@app.command()
+def jars() -> None:
+    """Resolve the Delta JARs into a folder, once."""
+    from jobs.operate.jars import resolve_jars
+
+    resolve_jars()
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="folder to work in; emptied first")] = Path("demo"),
+    users: Annotated[int, typer.Option(min=1)] = 2000,
+    items: Annotated[int, typer.Option(min=1)] = 1000,
+    days: Annotated[int, typer.Option(min=2)] = 30,
+    seed: Seed = 0,
+    keep: Annotated[bool, typer.Option("--keep", help="leave Airflow running afterwards")] = False,
+) -> None:
+    """Simulate a world, backfill it, run its last night through Airflow, and compare what came out with the truth."""
+    from jobs.operate.demo import run_demo
+
+    run_demo(folder, users=users, items=items, days=days, seed=seed, keep=keep)

@@ -1,0 +1,69 @@
+"""What can go wrong in a way that a user can mend: one class a failure, shown as a message and never as a trace."""
+
+import sys
+from collections.abc import Callable
+
+
+class NightjarError(Exception):
+    """A failure whose message says what was expected, what came, where, and what to do.
+
+    The command line prints the message and ends with status 1.
+    """
+
+
+class UnknownStep(NightjarError):
+    """A name that is no step of the plan."""
+
+
+class BadDay(NightjarError):
+    """A text that is no day, or a range whose end lies before its beginning."""
+
+
+class BadSettings(NightjarError):
+    """A settings file that is missing, can't be read, or holds a value that does not fit."""
+
+
+class NotReady(NightjarError):
+    """A table, or a day of it, that a step needs and that has not been made yet."""
+
+
+class EmptyLanding(NightjarError):
+    """A landing folder that holds nothing to read."""
+
+
+class ContractBroken(NightjarError):
+    """A table whose columns differ from its contract."""
+
+
+class TooLittleData(NightjarError):
+    """Data too small to learn or judge from."""
+
+
+class FutureData(NightjarError):
+    """An input that already knows what happened after the day it should stand for."""
+
+
+class LakeUnwritable(NightjarError):
+    """A lake that can't be written to."""
+
+
+class AuditFailed(NightjarError):
+    """Rows that break a check; nothing is published."""
+
+
+class EngineMissing(NightjarError):
+    """Java, the Delta JARs or a package that a step needs is not there or does not fit."""
+
+
+class ProcessFailed(NightjarError):
+    """A process that Nightjar started ended with a failure."""
+
+
+def exit_status(work: Callable[[], None]) -> int:
+    """Do `work`; return 0, or print the message of a NightjarError to stderr and return 1."""
+    try:
+        work()
+    except NightjarError as error:
+        print(f"nightjar: {error}", file=sys.stderr)
+        return 1
+    return 0

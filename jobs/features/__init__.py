@@ -1,0 +1,1 @@
+"""Counts and rates of users and items, from daily partials."""

@@ -1,0 +1,1 @@
+"""Landing to silver: typing, quarantine, deduplication, validity."""

@@ -1,0 +1,239 @@
+"""The lake: Delta tables below one folder. The only module that touches storage.
+
+What needs no JVM goes through deltalake and pyarrow; Spark frames go through Spark, whose packages are imported only then.
+Every write is one atomic commit that replaces whole days, and carries in its log entry which step made which days from
+which versions of which tables: that entry is what `commits` and `done` read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake.exceptions import TableNotFoundError
+
+from jobs.contracts.errors import ContractBroken, LakeUnwritable, NotReady
+from jobs.contracts.features import declared
+from jobs.contracts.tables import TABLES, Column, Table
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+_RECORD = "userMetadata"  # the key under which Spark keeps a writer's note in the log; deltalake writes the same one
+_TABLE_PROPERTIES = {
+    "delta.enableDeletionVectors": "false",  # readers without a JVM take files as they are
+    "delta.logRetentionDuration": "interval 3650 days",  # the log is the record of what is done
+}
+_ARROW = {
+    "string": pa.string(),
+    "bigint": pa.int64(),
+    "int": pa.int32(),
+    "double": pa.float64(),
+    "boolean": pa.bool_(),
+    "date": pa.date32(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
+    "decimal(38,6)": pa.decimal128(38, 6),
+    "array<string>": pa.list_(pa.string()),
+    "map<string,string>": pa.map_(pa.string(), pa.string()),
+    "map<string,array<float>>": pa.map_(pa.string(), pa.list_(pa.float32())),
+}
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What one commit of a table records: its version, the step, the days it made, and the versions of what was read."""
+
+    version: int
+    step: str
+    days: frozenset[date]
+    inputs: Mapping[str, int]
+    revision: str
+
+
+@dataclass(frozen=True)
+class Lake:
+    """The tables below `root`, made for logs whose event types are `event_types`."""
+
+    root: Path
+    event_types: tuple[str, ...]
+
+    def path(self, table: str) -> str:
+        """Folder of a table: `gold.transitions` lies in `gold/transitions`."""
+        return str(self.root.joinpath(*_contract(table).name.split(".")))
+
+    def columns(self, table: str) -> tuple[Column, ...]:
+        """Columns of a table, its declared features included."""
+        contract = _contract(table)
+        if not contract.has_features:
+            return contract.columns
+        return contract.columns + tuple(Column(feature.name, "double", feature.__doc__ or "") for feature in declared(self.event_types))
+
+    def schema(self, table: str) -> pa.Schema:
+        """Arrow schema of a table."""
+        return pa.schema([pa.field(column.name, _ARROW[column.type], column.nullable) for column in self.columns(table)])
+
+    def exists(self, table: str) -> bool:
+        """Whether the table has been made."""
+        return DeltaTable.is_deltatable(self.path(table))
+
+    def version(self, table: str) -> int:
+        """Newest version of a table. Raises NotReady when there is none."""
+        return self._open(table, None).version()
+
+    def versions(self, tables: Iterable[str]) -> dict[str, int]:
+        """Newest version of each table that exists: what a step records as its inputs."""
+        return {table: self.version(table) for table in tables if self.exists(table)}
+
+    def commits(self, table: str) -> list[Commit]:
+        """Commits that replaced days of a table, oldest first."""
+        if not self.exists(table):
+            return []
+        commits = []
+        for entry in self._open(table, None).history():
+            if _RECORD not in entry:
+                continue
+            record = json.loads(entry[_RECORD])
+            days = frozenset(date.fromisoformat(day) for day in record["days"])
+            commits.append(Commit(entry["version"], record["step"], days, record["inputs"], record["revision"]))
+        return sorted(commits, key=lambda commit: commit.version)
+
+    def done(self, table: str) -> frozenset[date]:
+        """Days that some commit of the table has made, days without a row included."""
+        return frozenset().union(*(commit.days for commit in self.commits(table)))
+
+    def read(
+        self,
+        table: str,
+        columns: Sequence[str] | None = None,
+        filter: ds.Expression | None = None,
+        version: int | None = None,
+    ) -> pa.Table:
+        """Read a table without a JVM. Raises NotReady when it does not exist, ContractBroken when a column is missing."""
+        delta = self._open(table, version)
+        self._check(table, delta)
+        schema = self.schema(table)
+        # Over file_uris and not to_pyarrow_dataset(), which aborts the process at its exit.
+        uris = delta.file_uris()
+        partition_by = _contract(table).partition_by
+        if not uris:
+            empty = schema.empty_table()
+            return empty.select(list(columns)) if columns else empty
+        partitioning = ds.partitioning(pa.schema([schema.field(partition_by)]), flavor="hive") if partition_by else None
+        dataset = ds.dataset(uris, schema=schema, format="parquet", partitioning=partitioning, partition_base_dir=self.path(table))
+        return dataset.to_table(columns=list(columns) if columns else None, filter=filter)
+
+    def replace(self, table: str, rows: pa.Table, step: str, days: Collection[date], inputs: Mapping[str, int]) -> None:
+        """Replace the given days of a table by `rows` in one commit; a table without partitions is replaced whole."""
+        self.ensure(table)
+        contract = _contract(table)
+        write_deltalake(
+            self.path(table),
+            rows.select(self.schema(table).names).cast(self.schema(table)),
+            mode="overwrite",
+            predicate=f"{contract.partition_by} IN ({_quoted(days)})" if contract.partition_by else None,
+            commit_properties=CommitProperties(custom_metadata={_RECORD: _record(step, days, inputs)}),
+        )
+
+    def frame(self, spark: SparkSession, table: str, version: int | None = None) -> DataFrame:
+        """A table as a Spark frame. Raises NotReady when it does not exist, ContractBroken when a column is missing."""
+        self._check(table, self._open(table, version))
+        reader = spark.read.format("delta")
+        return (reader if version is None else reader.option("versionAsOf", version)).load(self.path(table))
+
+    def replace_frame(
+        self,
+        table: str,
+        frame: DataFrame,
+        step: str,
+        days: Collection[date],
+        inputs: Mapping[str, int],
+        partitions: Collection[date] | None = None,
+    ) -> None:
+        """Replace days of a table by a Spark frame in one commit, recorded as making `days`.
+
+        `partitions` are the days replaced where they are more, or others, than those that the run is for. A table without
+        partitions is replaced whole. The frame needs every column of the contract and may have more.
+        """
+        self.ensure(table)
+        contract = _contract(table)
+        columns = self.columns(table)
+        missing = [column.name for column in columns if column.name not in frame.columns]
+        if missing:
+            raise ContractBroken(f"Step {step} made no column {', '.join(missing)} for {table}; it made {', '.join(frame.columns)}.")
+        writer = (
+            frame.selectExpr(*(f"cast(`{column.name}` as {column.type}) as `{column.name}`" for column in columns))
+            .write.format("delta")
+            .mode("overwrite")
+            .option(_RECORD, _record(step, days, inputs))
+        )
+        if contract.partition_by:
+            replaced = days if partitions is None else partitions
+            # With no day to replace, the commit still records that the run was made.
+            writer = writer.option("replaceWhere", f"{contract.partition_by} IN ({_quoted(replaced)})" if replaced else "false")
+        writer.save(self.path(table))
+
+    def ensure(self, table: str) -> None:
+        """Create an empty table from its contract when there is none. Raises LakeUnwritable when that can't be done."""
+        contract = _contract(table)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LakeUnwritable(f"The lake {self.root} can't be made: {error.strerror}. Set `lake` in nightjar.toml, or NIGHTJAR_LAKE.") from error
+        if not os.access(self.root, os.W_OK) or os.statvfs(self.root).f_flag & os.ST_RDONLY:
+            raise LakeUnwritable(f"The lake {self.root} can't be written to. Mend its rights, or set `lake` in nightjar.toml, or NIGHTJAR_LAKE.")
+        DeltaTable.create(
+            self.path(table),
+            self.schema(table),
+            mode="ignore",
+            partition_by=contract.partition_by,
+            description=contract.doc,
+            configuration=_TABLE_PROPERTIES,
+        )
+
+    def _open(self, table: str, version: int | None) -> DeltaTable:
+        try:
+            return DeltaTable(self.path(table), version=version)
+        except TableNotFoundError as error:
+            raise NotReady(f"There is no table {table} in {self.root} yet. Run the step that makes it: `nightjar status` shows which.") from error
+
+    def _check(self, table: str, delta: DeltaTable) -> None:
+        there = {field.name for field in delta.schema().fields}
+        missing = [column.name for column in self.columns(table) if column.name not in there]
+        if missing:
+            raise ContractBroken(
+                f"Table {table} in {self.root} has no column {', '.join(missing)}; it has {', '.join(sorted(there))}. "
+                "It was made by another version, or with other event types: make it again in a new lake."
+            )
+
+
+def _contract(table: str) -> Table:
+    return TABLES[table]
+
+
+def _quoted(days: Collection[date]) -> str:
+    return ", ".join(f"'{day}'" for day in sorted(days))
+
+
+def _record(step: str, days: Collection[date], inputs: Mapping[str, int]) -> str:
+    record: dict[str, Any] = {"step": step, "days": [str(day) for day in sorted(days)], "inputs": dict(inputs), "revision": revision()}
+    return json.dumps(record, sort_keys=True)
+
+
+@cache
+def revision() -> str:
+    """Code revision: `$NIGHTJAR_REVISION` (set in images), else git's, else `unknown`."""
+    if "NIGHTJAR_REVISION" in os.environ:
+        return os.environ["NIGHTJAR_REVISION"]
+    here = Path(__file__).parent
+    answer = subprocess.run(["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return answer.stdout.strip() if answer.returncode == 0 else "unknown"

@@ -1,0 +1,1 @@
+"""Running the plan, and seeing what it did."""

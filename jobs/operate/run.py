@@ -1,0 +1,75 @@
+"""Runs steps: Spark ones in this process with one session, torch ones in a process of their own."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from jobs.contracts.days import DayRange
+from jobs.contracts.errors import BadDay, ProcessFailed
+from jobs.lake import Lake
+from jobs.settings import Settings
+from jobs.spark import start_session
+from jobs.steps import Step, find_step
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+console = Console(stderr=True, highlight=False)
+
+
+def run_steps(names: Sequence[str], days: DayRange, settings: Settings) -> None:
+    """Run the named steps in the order given, Spark ones over the whole range in one pass.
+
+    Raises UnknownStep before anything runs; BadDay for a torch step over more than one day; ProcessFailed when a torch
+    step fails, after its own message.
+    """
+    steps = [find_step(name) for name in names]
+    torch_steps = [step.name for step in steps if step.engine == "torch"]
+    if torch_steps and len(days) > 1:
+        raise BadDay(f"Step {torch_steps[0]} makes one day at a time; got {days}. Leave out --to.")
+    with _spark_when_needed(steps, settings) as spark:
+        for engine, group in itertools.groupby(steps, key=lambda step: step.engine):
+            if engine == "torch":
+                run_models([step.name for step in group], "--day", str(days.first))
+            else:
+                lake = Lake(settings.lake_path, tuple(settings.event_types))
+                for step in group:
+                    with _timed(f"{step.name} {days}"):
+                        importlib.import_module(step.module).run(spark, lake, settings, days)
+
+
+def run_models(*arguments: Sequence[str] | str) -> None:
+    """Start `python -m models …` and wait. Raises ProcessFailed when it ends with a failure."""
+    words = [word for argument in arguments for word in ([argument] if isinstance(argument, str) else argument)]
+    status = subprocess.run([sys.executable, "-m", "models", *words]).returncode
+    if status != 0:
+        raise ProcessFailed(f"`python -m models {' '.join(words)}` ended with status {status}; its own message stands above.")
+
+
+@contextmanager
+def _spark_when_needed(steps: Sequence[Step], settings: Settings) -> Iterator[SparkSession | None]:
+    if not any(step.engine == "spark" for step in steps):
+        yield None
+        return
+    with _timed("Spark start"):
+        spark = start_session(settings)
+    try:
+        yield spark
+    finally:
+        spark.stop()
+
+
+@contextmanager
+def _timed(what: str) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    console.print(f"{what}: {time.monotonic() - began:.1f} s")

@@ -1,0 +1,1 @@
+"""The last look at tonight's lists, and the commit that serves them."""

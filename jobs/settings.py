@@ -1,0 +1,163 @@
+"""Settings: `nightjar.toml`, then environment variables `NIGHTJAR_*` (`NIGHTJAR_SCORE__TOP_N=50`), which win.
+
+Relative paths are relative to the folder of the settings file.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from jobs.contracts.errors import BadSettings
+
+CONFIG_VARIABLE = "NIGHTJAR_CONFIG"
+DEFAULT_CONFIG = "nightjar.toml"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EventType(_Section):
+    """What one type of event means to the learner."""
+
+    step: bool = Field(False, description="an event of this type is an action of the logging system; others answer one")
+    reward: str = Field("0", description="what it is worth: numbers, `value`, + - * /, parentheses, min(a, b), max(a, b)")
+    maturity_days: int = Field(0, ge=0, le=90, description="an answer counts for a step up to this many days before it")
+
+
+class Episodes(_Section):
+    """Where a user's steps are cut, and how they are spread over files."""
+
+    gap_hours: float = Field(6.0, gt=0, le=24 * 90, description="a longer pause between two steps ends an episode")
+    buckets: int = Field(16, ge=1, le=4096, description="hash buckets of users; a training worker reads its own alone")
+
+
+class Train(_Section):
+    """The learner."""
+
+    window_days: int = Field(60, ge=1, description="days of transitions to learn from")
+    seed: int = 0
+    dim: int = Field(64, ge=4, description="width of the network")
+    layers: int = Field(2, ge=1)
+    heads: int = Field(2, ge=1)
+    context: int = Field(64, ge=2, description="last steps of a user that the state sees")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    epochs: int = Field(8, ge=1)
+    batch_steps: int = Field(4096, ge=16, description="steps in a batch")
+    learning_rate: float = Field(1e-3, gt=0)
+    gamma: float = Field(0.9, ge=0, lt=1, description="discount per step")
+    n_step: int = Field(5, ge=1, description="steps of reward before the bootstrap")
+    alpha: float = Field(0.1, ge=0, description="weight of the conservative penalty: small seeks return, large clones the log")
+    supervised: float = Field(0.1, ge=0, description="weight of the supervised head")
+    target_rate: float = Field(0.01, gt=0, le=1, description="share of the online net that the target net takes over each step")
+
+
+class Evaluate(_Section):
+    """How policies are judged."""
+
+    holdout_days: int = Field(1, ge=1, description="last days, kept from training, on which policies are judged")
+    cutoff: int = Field(10, ge=1, description="k of recall@k and NDCG@k")
+    bootstrap: int = Field(200, ge=20, description="resamples of users behind an interval")
+    repeats: bool = Field(True, description="an item that the user has met already may be recommended again")
+
+
+class Gate(_Section):
+    """What a challenger needs before it may be served."""
+
+    min_effective_sample_size: float = Field(50.0, ge=0)
+    min_overlap: float = Field(0.05, ge=0, le=1)
+
+
+class Score(_Section):
+    """The lists that come out."""
+
+    top_n: int = Field(20, ge=1)
+    active_days: int = Field(30, ge=1, description="users active within this many days get a list")
+    exploration: float = Field(0.02, ge=0, lt=1, description="chance, rank by rank, of a uniform draw instead of the best item")
+
+
+class Spark(_Section):
+    """The engine."""
+
+    cores: int = Field(2, ge=1)
+    memory: str = Field("2g", description="heap of the driver, which on one machine does all the work")
+
+
+def _default_event_types() -> dict[str, EventType]:
+    return {
+        "impression": EventType(step=True),
+        "click": EventType(reward="1", maturity_days=1),
+        "purchase": EventType(reward="5", maturity_days=3),
+    }
+
+
+class Settings(BaseSettings):
+    """Everything that can be configured."""
+
+    model_config = SettingsConfigDict(env_prefix="NIGHTJAR_", env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    landing: str = Field("landing", description="folder that the logs arrive in")
+    lake: str = Field("lake", description="folder of the Delta tables")
+    event_types: dict[str, EventType] = Field(default_factory=_default_event_types, description="types of the log; steps first")
+    episodes: Episodes = Episodes()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    gate: Gate = Gate()
+    score: Score = Score()
+    spark: Spark = Spark()
+
+    @model_validator(mode="after")
+    def _has_steps(self) -> Self:
+        if not any(event_type.step for event_type in self.event_types.values()):
+            raise ValueError("event_types: at least one type needs `step = true`; nothing can be learnt from a log without actions")
+        return self
+
+    @property
+    def step_types(self) -> tuple[str, ...]:
+        """Event types that are steps."""
+        return tuple(name for name, event_type in self.event_types.items() if event_type.step)
+
+    @property
+    def landing_path(self) -> Path:
+        return Path(self.landing)
+
+    @property
+    def lake_path(self) -> Path:
+        return Path(self.lake)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config_path())
+
+
+def config_path() -> Path:
+    """The settings file in force: `$NIGHTJAR_CONFIG`, else `nightjar.toml` of the current folder."""
+    return Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_CONFIG)).absolute()
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings in force. Raises BadSettings, which lists each value that does not fit."""
+    path = config_path()
+    if CONFIG_VARIABLE in os.environ and not path.is_file():
+        raise BadSettings(f"There is no settings file at {path}. Give one with --config or {CONFIG_VARIABLE}.")
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(str(part) for part in problem['loc']) or 'settings'}: {problem['msg']}, got {problem['input']!r}" for problem in error.errors()]
+        raise BadSettings("\n".join([f"Settings do not fit ({path} and NIGHTJAR_*):", *lines])) from error
+    except ValueError as error:
+        raise BadSettings(f"{path} is no TOML: {error}") from error
+    resolved = {name: str(path.parent / getattr(settings, name)) for name in ("landing", "lake")}
+    return settings.model_copy(update=resolved)

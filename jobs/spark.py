@@ -1,0 +1,82 @@
+"""The Spark session, and the Java and the JARs it needs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.contracts.errors import EngineMissing
+from jobs.settings import Settings
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+JAVA_VERSIONS = (17, 21)
+JARS_VARIABLE = "NIGHTJAR_JARS"
+
+
+def jars_path() -> Path:
+    """Folder of the Delta JARs: `$NIGHTJAR_JARS`, else `.jars` beside the packages."""
+    return Path(os.environ.get(JARS_VARIABLE, Path(__file__).parent.parent / ".jars"))
+
+
+def java_version() -> int:
+    """Major version of the Java that Spark would start. Raises EngineMissing when there is none or it doesn't fit."""
+    advice = f"Install a JDK {' or '.join(map(str, JAVA_VERSIONS))} (Debian: apt-get install openjdk-17-jre-headless) and put it on PATH, or set JAVA_HOME."
+    home = os.environ.get("JAVA_HOME")
+    java = str(Path(home, "bin", "java")) if home else shutil.which("java")
+    where = f"JAVA_HOME={home}" if home else "PATH"
+    if java is None or not Path(java).exists():
+        raise EngineMissing(f"Spark needs Java, and there is none in {where}. {advice}")
+    answer = subprocess.run([java, "-version"], capture_output=True, text=True)
+    found = re.search(r'version "(?:1\.)?(\d+)', answer.stderr + answer.stdout)
+    if found is None:
+        raise EngineMissing(f"{java} does not tell its version: {(answer.stderr or answer.stdout).strip()[:200]!r}. {advice}")
+    version = int(found.group(1))
+    if version not in JAVA_VERSIONS:
+        raise EngineMissing(f"Spark 4.2 needs Java {' or '.join(map(str, JAVA_VERSIONS))}, and {java} is Java {version}. {advice}")
+    return version
+
+
+def delta_jars() -> list[Path]:
+    """The Delta JARs. Raises EngineMissing when they have not been resolved."""
+    jars = sorted(jars_path().glob("io.delta_*.jar")) + sorted(jars_path().glob("io.unitycatalog_*.jar"))
+    if not any("delta-spark" in jar.name for jar in jars):
+        raise EngineMissing(f"There are no Delta JARs in {jars_path()}. Run `make jars`, or set {JARS_VARIABLE} to a folder that has them.")
+    return jars
+
+
+def start_session(settings: Settings) -> SparkSession:
+    """Start Spark on this machine with Delta, in UTC. Raises EngineMissing when Java or the JARs don't fit."""
+    java_version()
+    jars = ",".join(str(jar) for jar in delta_jars())
+    os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    import pyspark
+    from pyspark.sql import SparkSession
+
+    os.environ["SPARK_HOME"] = str(Path(pyspark.__file__).parent)
+    return (
+        SparkSession.builder.master(f"local[{settings.spark.cores}]")
+        .appName("nightjar")
+        .config("spark.jars", jars)
+        .config("spark.driver.memory", settings.spark.memory)
+        .config("spark.driver.host", "127.0.0.1")
+        .config("spark.ui.enabled", "false")
+        .config("spark.ui.showConsoleProgress", "false")
+        .config("spark.sql.extensions", "io.delta.sql.DeltaSparkSessionExtension")
+        .config("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
+        .config("spark.sql.session.timeZone", "UTC")
+        .config("spark.driver.extraJavaOptions", "-Duser.timezone=UTC -XX:+UseSerialGC")
+        .config("spark.sql.shuffle.partitions", str(2 * settings.spark.cores))
+        .config("spark.databricks.delta.snapshotPartitions", "1")  # each write took 9 s with the default of 50, 2 s with 1
+        .config("spark.databricks.delta.skipRecordingEmptyCommits", "false")  # a day without a row is recorded as done
+        .config("spark.log.level", "ERROR")
+        .config("spark.sql.warehouse.dir", str(settings.lake_path / "_warehouse"))
+        .getOrCreate()
+    )

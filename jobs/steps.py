@@ -1,0 +1,63 @@
+"""The plan: every step of a night, in order. The command line, the DAGs and `status` all read it."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Literal
+
+from jobs.contracts.errors import UnknownStep
+
+Engine = Literal["spark", "torch"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: one module with a `run`, one command, one task. It reads and writes the tables named here and no others.
+
+    A Spark step takes a range of days in one pass; a torch step takes one day.
+    """
+
+    name: str
+    engine: Engine
+    module: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+
+
+STEPS = (
+    Step("bronze", "spark", "jobs.ingest.bronze",
+         (), ("bronze.events", "bronze.items", "bronze.users", "bronze.quarantine")),
+    Step("silver", "spark", "jobs.ingest.silver",
+         ("bronze.events", "bronze.items", "bronze.users"), ("silver.interactions", "silver.items", "silver.users")),
+    Step("features", "spark", "jobs.features.features",
+         ("silver.interactions",), ("gold.user_partials", "gold.item_partials", "gold.user_features", "gold.item_features")),
+    Step("transitions", "spark", "jobs.transitions.transitions",
+         ("silver.interactions",), ("gold.candidate_sets", "gold.unattributed", "gold.transitions")),
+    Step("train", "torch", "models.train",
+         ("gold.transitions", "gold.candidate_sets", "gold.user_features", "gold.item_features", "silver.items"), ("gold.policies",)),
+    Step("evaluate", "torch", "models.evaluate",
+         ("gold.transitions", "gold.policies", "silver.items"), ("gold.evaluations",)),
+    Step("gate", "torch", "models.gate",
+         ("gold.evaluations", "gold.policies"), ("gold.verdicts",)),
+    Step("score", "torch", "models.score",
+         ("gold.transitions", "gold.policies", "gold.verdicts", "gold.user_features", "gold.item_features", "silver.items"), ("gold.recommendations",)),
+    Step("audit", "spark", "jobs.publish.audit",
+         ("gold.recommendations", "gold.transitions", "gold.verdicts", "silver.interactions", "silver.items"), ("gold.audits",)),
+    Step("publish", "spark", "jobs.publish.publish",
+         ("gold.recommendations", "gold.audits"), ("serving.recommendations",)),
+)  # fmt: skip
+
+FEATURES_DAILY = tuple(step.name for step in STEPS[:4])
+POLICY_DAILY = tuple(step.name for step in STEPS[4:])
+
+
+def find_step(name: str) -> Step:
+    """Return the step of that name. Raises UnknownStep, which names the nearest one, for any other name."""
+    for step in STEPS:
+        if step.name == name:
+            return step
+    names = [step.name for step in STEPS]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise UnknownStep(f"There is no step {name!r}.{hint} Steps, in order: {', '.join(names)}.")

@@ -1,0 +1,1 @@
+"""Steps, rewards and ends: what the learner learns from."""

@@ -1,0 +1,1 @@
+"""How a policy is made, judged and scored. Never imports Spark."""

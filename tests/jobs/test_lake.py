@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pytest
+
+from jobs.contracts.errors import ContractBroken, NotReady
+from jobs.lake import Lake
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+FIRST, SECOND = date(2026, 1, 1), date(2026, 1, 2)
+
+
+def unattributed(lake: Lake, **columns: list[Any]) -> pa.Table:
+    rows = len(columns["day"])
+    filled: dict[str, list[Any]] = {"user_id": ["u"] * rows, "item_id": ["i"] * rows, "event_type": ["click"] * rows}
+    filled |= {"reward": [1.0] * rows, "reason": ["no_step"] * rows, "as_of_day": [SECOND] * rows, **columns}
+    return pa.table(filled).select(lake.schema("gold.unattributed").names)
+
+
+def test_replace_changes_the_days_named_and_no_other(lake: Lake) -> None:
+    lake.replace("gold.unattributed", unattributed(lake, event_id=["a", "b"], day=[FIRST, SECOND]), "transitions", [FIRST, SECOND], {})
+    lake.replace("gold.unattributed", unattributed(lake, event_id=["c"], day=[SECOND]), "transitions", [SECOND], {"silver.interactions": 7})
+    rows = lake.read("gold.unattributed", ["event_id", "day"]).sort_by("event_id").to_pylist()
+    assert rows == [{"event_id": "a", "day": FIRST}, {"event_id": "c", "day": SECOND}]
+    last = lake.commits("gold.unattributed")[-1]
+    assert (last.step, last.days, last.inputs) == ("transitions", frozenset([SECOND]), {"silver.interactions": 7})
+
+
+def test_a_day_without_rows_is_done(lake: Lake) -> None:
+    lake.replace("gold.unattributed", lake.schema("gold.unattributed").empty_table(), "transitions", [FIRST], {})
+    assert lake.done("gold.unattributed") == {FIRST}
+    assert lake.read("gold.unattributed").num_rows == 0
+
+
+def test_a_table_that_is_not_there(lake: Lake) -> None:
+    with pytest.raises(NotReady, match=r"no table gold\.transitions"):
+        lake.read("gold.transitions")
+
+
+def test_a_missing_column_is_named(lake: Lake) -> None:
+    lake.ensure("gold.user_features")
+    wider = Lake(lake.root, (*lake.event_types, "share"))
+    with pytest.raises(ContractBroken, match="share_count_1d"):
+        wider.read("gold.user_features")
+
+
+def test_both_engines_write_and_read_the_same(spark: SparkSession, lake: Lake) -> None:
+    rows = unattributed(lake, event_id=["a", "b"], day=[FIRST, SECOND])
+    lake.replace("gold.unattributed", rows, "transitions", [FIRST, SECOND], {})
+    frame = lake.frame(spark, "gold.unattributed")
+    lake.replace_frame("gold.unattributed", frame.where("day = '2026-01-02'"), "transitions", [SECOND], {"silver.items": 1})
+    lake.replace_frame("gold.unattributed", frame.where("false"), "transitions", [date(2026, 1, 3)], {}, partitions=[])
+    assert lake.read("gold.unattributed").sort_by("event_id").equals(rows.cast(lake.schema("gold.unattributed")))
+    assert lake.done("gold.unattributed") == {FIRST, SECOND, date(2026, 1, 3)}
+    assert [commit.inputs for commit in lake.commits("gold.unattributed")] == [{}, {"silver.items": 1}, {}]
