@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import TableNotFoundError
 
@@ -27,6 +26,7 @@ from jobs.contracts.features import declared
 from jobs.contracts.tables import TABLES, Column, Table
 
 if TYPE_CHECKING:
+    import pyarrow.dataset as ds
     from pyspark.sql import DataFrame, SparkSession
 
 _RECORD = "userMetadata"  # the key under which Spark keeps a writer's note in the log; deltalake writes the same one
@@ -119,6 +119,8 @@ class Lake:
         version: int | None = None,
     ) -> pa.Table:
         """Read a table without a JVM. Raises NotReady when it does not exist, ContractBroken when a column is missing."""
+        import pyarrow.dataset as ds  # loads pandas, which most commands can do without
+
         delta = self._open(table, version)
         self._check(table, delta)
         schema = self.schema(table)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import os
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pytest
 
-from jobs.contracts.errors import ContractBroken, NotReady
+from jobs.contracts.errors import ContractBroken, LakeUnwritable, NotReady
 from jobs.lake import Lake
 
 if TYPE_CHECKING:
@@ -58,3 +60,34 @@ def test_both_engines_write_and_read_the_same(spark: SparkSession, lake: Lake) -
     assert lake.read("gold.unattributed").sort_by("event_id").equals(rows.cast(lake.schema("gold.unattributed")))
     assert lake.done("gold.unattributed") == {FIRST, SECOND, date(2026, 1, 3)}
     assert [commit.inputs for commit in lake.commits("gold.unattributed")] == [{}, {"silver.items": 1}, {}]
+
+
+@pytest.mark.parametrize("spoil", ["unwritable", "a file"])
+def test_a_lake_that_cannot_be_written(tmp_path: Path, spoil: str) -> None:
+    root = tmp_path / "lake"
+    if spoil == "a file":
+        root.write_text("")
+    else:
+        root.mkdir(mode=0o500)
+    assert message_without_privileges(Lake(root, ("view",))).startswith(f"The lake {root} can't be ")
+    assert not root.is_dir() or list(root.iterdir()) == []
+
+
+def message_without_privileges(lake: Lake) -> str:
+    """The error of lake.ensure, in a child that is not root (root may write anywhere)."""
+    source, sink = os.pipe()
+    child = os.fork()
+    if child == 0:
+        if os.getuid() == 0:
+            os.setuid(65534)
+        try:
+            lake.ensure("gold.verdicts")
+            answer = "written"
+        except LakeUnwritable as error:
+            answer = str(error)
+        os.write(sink, answer.encode())
+        os._exit(0)
+    os.close(sink)
+    os.waitpid(child, 0)
+    with os.fdopen(source) as stream:
+        return stream.read()

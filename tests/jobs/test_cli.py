@@ -1,0 +1,79 @@
+"""The command line, in this process: what a mistake prints, and with which status it ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import main
+from jobs.lake import Lake
+from jobs.settings import CONFIG_VARIABLE
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "nightjar.toml"
+    path.write_text('landing = "landing"\nlake = "lake"\n')
+    monkeypatch.setenv(CONFIG_VARIABLE, str(path))
+    return path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["nightjar", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "sliver", "--day", "2026-01-01"], "Did you mean 'silver'?"),
+        (["run", "bronze", "--day", "yesterday"], "'yesterday' is no day. Expected YYYY-MM-DD"),
+        (["run", "bronze", "--day", "2026-01-02", "--to", "2026-01-01"], "before it begins on 2026-01-02"),
+        (["backfill", "--from", "2026-01-02", "--to", "2026-01-01"], "before it begins on 2026-01-02"),
+        (["run", "train", "--day", "2026-01-01", "--to", "2026-01-02"], "train makes one day at a time"),
+        (["night", "--day", "2026-13-01"], "is no day"),
+        (["ready", "silver", "--day", "2026-01-01"], "2026-01-01 is not in silver.interactions, silver.items, silver.users yet"),
+        (["show", "u1"], "no table serving.recommendations"),
+        (["convert", "taobaoo", "here", "there"], "taobao"),
+        (["simulate", "there", "--first", "2026"], "is no day"),
+    ],
+)
+def test_a_mistake_gets_its_message_and_status_1(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert run(monkeypatch, *arguments) == 1
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+    assert len(printed.err.splitlines()) < 24, "an error fits on one screen"
+    assert list(config.parent.iterdir()) == [config], "nothing half written"
+
+
+def test_a_command_that_is_none(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "nite") == 2
+    assert "nite" in capsys.readouterr().err
+
+
+def test_ready_when_each_table_of_the_step_holds_the_day(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = Lake(config.parent / "lake", ("impression", "click", "purchase"))
+    for table in ("gold.candidate_sets", "gold.unattributed", "gold.transitions"):
+        assert run(monkeypatch, "ready", "transitions", "--day", "2026-01-01") == 1
+        lake.replace(table, lake.schema(table).empty_table(), "transitions", [date(2026, 1, 1)], {})
+    assert run(monkeypatch, "ready", "transitions", "--day", "2026-01-01") == 0
+
+
+def test_the_module_is_the_command(config: Path) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "jobs", "run", "sliver", "--day", "2026-01-01"], capture_output=True, text=True, env={**os.environ}, cwd=ROOT
+    )
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("nightjar: There is no step 'sliver'.")

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.contracts.errors import BadSettings
+from jobs.settings import CONFIG_VARIABLE, load_settings
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "nightjar.toml"
+    path.write_text("")
+    monkeypatch.setenv(CONFIG_VARIABLE, str(path))
+    return path
+
+
+def test_the_environment_wins_over_the_file(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.write_text("[score]\ntop_n = 7\nactive_days = 3\n")
+    monkeypatch.setenv("NIGHTJAR_SCORE__TOP_N", "9")
+    settings = load_settings()
+    assert (settings.score.top_n, settings.score.active_days) == (9, 3)
+
+
+def test_paths_are_relative_to_the_file(config: Path) -> None:
+    config.write_text('landing = "."\nlake = "/elsewhere"\n')
+    settings = load_settings()
+    assert settings.landing_path == config.parent
+    assert settings.lake_path == Path("/elsewhere")
+
+
+def test_the_file_at_the_top_of_the_project_is_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CONFIG_VARIABLE, str(ROOT / "nightjar.toml"))
+    assert load_settings().step_types == ("impression",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[score]\ntop_n = 0\n", r"score\.top_n: .*greater than or equal to 1, got 0"),
+        ("[score]\ntopn = 5\n", r"score\.topn: Extra inputs are not permitted"),
+        ('[event_types.click]\nreward = "1"\n', "at least one type needs `step = true`"),
+        ('[event_types.view]\nstep = true\nreward = "1 +"\n', r"event_types\.view\.reward"),
+        ("score = [", "is no TOML"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named(config: Path, text: str, message: str) -> None:
+    config.write_text(text)
+    with pytest.raises(BadSettings, match=message):
+        load_settings()
+
+
+def test_a_settings_file_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CONFIG_VARIABLE, "/nowhere/nightjar.toml")
+    with pytest.raises(BadSettings, match="no settings file at /nowhere"):
+        load_settings()
