@@ -72,8 +72,6 @@ def test_ready_when_each_table_of_the_step_holds_the_day(config: Path, monkeypat
 
 
 def test_the_module_is_the_command(config: Path) -> None:
-    answer = subprocess.run(
-        [sys.executable, "-m", "jobs", "run", "sliver", "--day", "2026-01-01"], capture_output=True, text=True, env={**os.environ}, cwd=ROOT
-    )
+    answer = subprocess.run([sys.executable, "-m", "jobs", "run", "sliver", "--day", "2026-01-01"], capture_output=True, text=True, cwd=ROOT)
     assert answer.returncode == 1
     assert answer.stderr.startswith("nightjar: There is no step 'sliver'.")
