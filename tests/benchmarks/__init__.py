@@ -1,0 +1,1 @@
+"""What Nightjar costs, measured; run by hand, with `make bench`."""
