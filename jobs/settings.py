@@ -9,10 +9,11 @@ import os
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from jobs.contracts.errors import BadSettings
+from jobs.contracts.rewards import reward_sql
 
 CONFIG_VARIABLE = "NIGHTJAR_CONFIG"
 DEFAULT_CONFIG = "nightjar.toml"
@@ -28,6 +29,12 @@ class EventType(_Section):
     step: bool = Field(False, description="an event of this type is an action of the logging system; others answer one")
     reward: str = Field("0", description="what it is worth: numbers, `value`, + - * /, parentheses, min(a, b), max(a, b)")
     maturity_days: int = Field(0, ge=0, le=90, description="an answer counts for a step up to this many days before it")
+
+    @field_validator("reward")
+    @classmethod
+    def _can_be_read(cls, reward: str) -> str:
+        reward_sql(reward)
+        return reward
 
 
 class Episodes(_Section):
