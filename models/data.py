@@ -1,0 +1,162 @@
+"""What the models learn from and rank: the items known at the end of a day, and the users' steps as flat arrays.
+
+Both are read from the lake without a JVM. Whoever ranks items is a `Ranker`: the learned policy and each baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from jobs.lake import Lake
+
+END_CODES = {"terminated": 1, "truncated_gap": 2, "truncated_window": 3, "immature": 4}
+EPOCH = date(1970, 1, 1)
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Every item known at the end of a day; index 0 is padding and every item that is not known."""
+
+    item_ids: tuple[str, ...]  # item_ids[0] == ""
+    categories: tuple[tuple[str, ...], ...]  # paths from the root category down; () where none is known
+    titles: tuple[str | None, ...]
+    available: Bools  # [items]; available[0] is False
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def index(self) -> dict[str, int]:
+        """Index of each item id, from 1."""
+        return {item_id: position for position, item_id in enumerate(self.item_ids) if position > 0}
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Steps sorted by user, time, position and event id: user k owns the rows offsets[k]..offsets[k + 1] (exclusive)."""
+
+    user_ids: tuple[str, ...]
+    offsets: Ints  # [users + 1]
+    item: NDArray[np.int32]  # [n] index into the catalogue; 0 = not in it
+    event: NDArray[np.int8]  # [n] 1-based index into the event types; 0 = none of them
+    response: NDArray[np.int8]  # [n] likewise; 0 = no answer
+    reward: Floats  # [n]
+    time: Ints  # [n] seconds since 1970
+    first: Bools  # [n] the first step of an episode
+    end: NDArray[np.int8]  # [n] END_CODES; 0 = the episode goes on
+    propensity: Floats  # [n]; nan = not logged
+    day: NDArray[np.int32]  # [n] days since 1970-01-01
+
+    def __len__(self) -> int:
+        return len(self.item)
+
+    def users(self) -> Ints:
+        """Index of the user of each step: int64[n]."""
+        return np.repeat(np.arange(len(self.user_ids), dtype=np.int64), np.diff(self.offsets))
+
+
+class Ranker(Protocol):
+    """Whatever can rank the catalogue for a user."""
+
+    name: str
+
+    def score(self, steps: Steps, users: Ints, ends: Ints) -> Floats:
+        """Score every item for user users[i] after the steps offsets[users[i]]..ends[i] (exclusive).
+
+        Only steps before `ends` may be looked at. Returns float32[len(users), len(catalogue)].
+        """
+
+
+def day_number(day: date) -> int:
+    """Days since 1970-01-01."""
+    return (day - EPOCH).days
+
+
+def load_catalogue(lake: Lake, day: date) -> Catalogue:
+    """Items known at the end of `day`: those with a row that holds then, and those of steps up to then that never had a row.
+
+    Sorted by item id. An item without a row is available.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    if lake.exists("silver.items"):
+        holds = (pc.field("valid_from") <= day) & (pc.field("valid_to").is_null() | (pc.field("valid_to") > day))
+        table = lake.read("silver.items", ["item_id", "category", "title", "available"], holds)
+        rows = {row["item_id"]: row for row in table.to_pylist()}
+    if lake.exists("gold.transitions"):
+        met = pc.unique(lake.read("gold.transitions", ["item_id"], pc.field("day") <= day)["item_id"])
+        rows |= {item_id: {} for item_id in met.to_pylist() if item_id not in rows}
+    item_ids = sorted(rows)
+    return Catalogue(
+        item_ids=("", *item_ids),
+        categories=((), *(tuple(rows[item_id].get("category") or ()) for item_id in item_ids)),
+        titles=(None, *(rows[item_id].get("title") for item_id in item_ids)),
+        available=np.array([False, *(rows[item_id].get("available") is not False for item_id in item_ids)], dtype=np.bool_),
+    )
+
+
+def load_availability(lake: Lake, catalogue: Catalogue, steps: Steps, first_day: date, last_day: date) -> Bools:
+    """Which items could have been chosen on each day: bool[days, items].
+
+    A row of silver.items says so while it holds. Before its first row an item counts as available from its first step on.
+    """
+    first, days = day_number(first_day), (last_day - first_day).days + 1
+    known_from = np.full(len(catalogue), days, dtype=np.int64)
+    np.minimum.at(known_from, steps.item, steps.day - first)
+    available = np.arange(days)[:, None] >= known_from
+    if lake.exists("silver.items"):
+        index = catalogue.index()
+        table = lake.read("silver.items", ["item_id", "available", "valid_from", "valid_to"], pc.field("valid_from") <= last_day).sort_by("valid_from")
+        columns = (table[name].to_pylist() for name in ("item_id", "available", "valid_from", "valid_to"))
+        for item_id, is_available, valid_from, valid_to in zip(*columns, strict=True):
+            end = days if valid_to is None else max(0, day_number(valid_to) - first)
+            if item_id in index:
+                available[max(0, day_number(valid_from) - first) : end, index[item_id]] = is_available is not False
+    available[:, 0] = False
+    return available
+
+
+def load_steps(lake: Lake, catalogue: Catalogue, event_types: Sequence[str], first_day: date, last_day: date, version: int | None = None) -> Steps:
+    """Steps of the days first_day..last_day as a version of gold.transitions holds them (None = the newest)."""
+    columns = ["user_id", "event_time", "position", "event_id", "item_id", "event_type", "response", "reward", "first", "end", "propensity", "day"]
+    within = (pc.field("day") >= first_day) & (pc.field("day") <= last_day)
+    table = lake.read("gold.transitions", columns, within, version)
+    # A step without a position comes before those of the same instant that have one.
+    table = table.set_column(2, "position", pc.fill_null(table["position"], -1))
+    table = table.sort_by([(name, "ascending") for name in ("user_id", "event_time", "position", "event_id")])
+    return make_steps({name: table[name] for name in columns}, catalogue, event_types)
+
+
+def make_steps(columns: Mapping[str, pa.ChunkedArray], catalogue: Catalogue, event_types: Sequence[str]) -> Steps:
+    """Steps from the columns of gold.transitions, rows already in order of user and time."""
+    users = columns["user_id"].combine_chunks().dictionary_encode()  # codes ascend, as the rows are sorted by user
+    counts = np.bincount(users.indices.to_numpy(), minlength=len(users.dictionary))
+    return Steps(
+        user_ids=tuple(users.dictionary.to_pylist()),
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        item=_codes(columns["item_id"], catalogue.item_ids[1:]).astype(np.int32),
+        event=_codes(columns["event_type"], event_types).astype(np.int8),
+        response=_codes(columns["response"], event_types).astype(np.int8),
+        reward=columns["reward"].to_numpy().astype(np.float32),
+        time=pc.cast(columns["event_time"], pa.int64()).to_numpy() // 1_000_000,
+        first=columns["first"].to_numpy().astype(np.bool_),
+        end=_codes(columns["end"], list(END_CODES)).astype(np.int8),
+        propensity=columns["propensity"].to_numpy().astype(np.float32),
+        day=pc.cast(columns["day"], pa.int32()).to_numpy().astype(np.int32),
+    )
+
+
+def _codes(values: pa.ChunkedArray, names: Sequence[str]) -> Ints:
+    """1-based place of each value in `names`, 0 where it is null or none of them."""
+    found: Ints = pc.fill_null(pc.add(pc.index_in(values, value_set=pa.array(names, pa.string())), 1), 0).to_numpy().astype(np.int64)
+    return found
