@@ -31,6 +31,10 @@ class EmptyLanding(NightjarError):
     """A landing folder that holds nothing to read."""
 
 
+class FolderTaken(NightjarError):
+    """A folder to be written that holds something else."""
+
+
 class ContractBroken(NightjarError):
     """A table whose columns differ from its contract."""
 
@@ -53,6 +57,10 @@ class AuditFailed(NightjarError):
 
 class EngineMissing(NightjarError):
     """Java, the Delta JARs or a package that a step needs is not there or does not fit."""
+
+
+class TrackingFailed(NightjarError):
+    """The experiment record can't be written."""
 
 
 class ProcessFailed(NightjarError):
