@@ -111,6 +111,12 @@ class Lake:
         """Days that some commit of the table has made, days without a row included."""
         return frozenset().union(*(commit.days for commit in self.commits(table)))
 
+    def require(self, table: str, days: Iterable[date]) -> None:
+        """Raise NotReady when some of the days of a table have not been made."""
+        missing = sorted(set(days) - self.done(table))
+        if missing:
+            raise NotReady(f"{table} in {self.root} does not hold {', '.join(map(str, missing))} yet. Run the step that makes it for those days first.")
+
     def read(
         self,
         table: str,

@@ -18,6 +18,9 @@ UNATTRIBUTED_REASONS = {
     "too_late": "the user's last step with the item lies further back than `maturity_days` of the event type",
 }
 MAX_LENGTH = 200
+# SQL that makes an exact number of a double, so that the order of a sum changes no bit; what is missing, not finite or
+# beyond 1e22 counts as 0.
+AMOUNT = "coalesce(try_cast({} as decimal(28,6)), 0)"
 
 _TOKEN = re.compile(r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<name>[A-Za-z_]\w*)|(?P<sign>[-+*/(),]))")
 _FUNCTIONS = {"min": "least", "max": "greatest"}

@@ -1,0 +1,268 @@
+"""Transitions against a reference that is written from the definitions alone, in plain Python, over the whole log."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+
+from jobs.contracts.days import DayRange
+from jobs.contracts.errors import NotReady
+from jobs.contracts.rewards import UNATTRIBUTED_REASONS
+from jobs.lake import Lake
+from jobs.settings import CONFIG_VARIABLE, Settings
+from jobs.transitions.transitions import run
+from tests.jobs.silver import FIRST, Row, at, event, put, random_log
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+DAYS = [FIRST + timedelta(days=number) for number in range(6)]
+GAP = timedelta(hours=6)
+# type: (is it a step, what it is worth, maturity in days)
+TYPES: dict[str, tuple[bool, str, int]] = {
+    "show": (True, "0", 0),
+    "play": (True, "min(1, value / 30)", 0),
+    "click": (False, "1", 1),
+    "buy": (False, "5 + 0.1 * value", 2),
+    "hide": (False, "-1", 0),
+    "share": (False, "0", 1),
+}
+REACH, LONGEST = 2, 2
+TABLES = ("gold.transitions", "gold.unattributed", "gold.candidate_sets")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CONFIG_VARIABLE, str(tmp_path / "none.toml"))  # a file's event types would be added to those given here
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> tuple[Settings, Lake]:
+    types: Any = {name: {"step": step, "reward": reward, "maturity_days": maturity} for name, (step, reward, maturity) in TYPES.items()}
+    settings = Settings(lake=str(tmp_path / "lake"), event_types=types)
+    return settings, Lake(settings.lake_path, tuple(settings.event_types))
+
+
+def worth(row: Row) -> Decimal:
+    value = row.get("value")
+    number = Decimal(0) if value is None or value != value else Decimal(str(value))
+    worths = {
+        "play": min(Decimal(1), number / 30).quantize(Decimal("0.000001")),
+        "click": Decimal(1),
+        "buy": 5 + number / 10,
+        "hide": Decimal(-1),
+    }
+    return worths.get(row["event_type"], Decimal(0))
+
+
+def in_order(rows: Iterable[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: (row["event_time"], -1 if row.get("position") is None else row["position"], row["event_id"]))
+
+
+def is_step(row: Row) -> bool:
+    return TYPES[row["event_type"]][0]
+
+
+def step_of(answer: Row, steps: list[Row]) -> Row | None:
+    """The step that an answer belongs to, among one user's steps in order."""
+    maturity = timedelta(days=TYPES[answer["event_type"]][2])
+    near = [
+        step
+        for step in steps
+        if step["item_id"] == answer["item_id"] and step["event_time"] <= answer["event_time"] and answer["day"] - step["day"] <= maturity
+    ]
+    asked = [step for step in near if answer.get("request_id") is not None and step.get("request_id") == answer["request_id"]]
+    return (asked or near or [None])[-1]
+
+
+@dataclass
+class Expected:
+    transitions: dict[str, Row]
+    unattributed: dict[str, Row]
+    candidate_sets: set[tuple[date, tuple[str, ...]]]
+
+
+def as_of_days(log: list[Row], nights: Iterable[date]) -> dict[date, date]:
+    """Last night that had a reason to rebuild each day."""
+    last: dict[date, date] = {}
+    for night in sorted(nights):
+        for day in DAYS:
+            ripened = night - timedelta(days=REACH) <= day <= night
+            news = any(row["arrival_day"] == night and abs((row["day"] - day).days) <= REACH for row in log)
+            if day <= night and (ripened or news):
+                last[day] = night
+    return last
+
+
+def expected(log: list[Row], nights: Iterable[date]) -> Expected:
+    answer = Expected({}, {}, set())
+    for day, as_of in as_of_days(log, nights).items():
+        seen = [row for row in log if row["arrival_day"] <= as_of]
+        for user in {row["user_id"] for row in seen}:
+            steps = in_order(row for row in seen if row["user_id"] == user and is_step(row))
+            answers = [row for row in seen if row["user_id"] == user and not is_step(row)]
+            belongs: dict[str, list[Row]] = defaultdict(list)
+            for row in answers:
+                step = step_of(row, steps)
+                if step is not None:
+                    belongs[step["event_id"]].append(row)
+                elif row["day"] == day and worth(row) != 0:
+                    before = [s["day"] for s in steps if s["item_id"] == row["item_id"] and s["event_time"] <= row["event_time"]]
+                    late = before and row["day"] - max(before) <= timedelta(days=REACH)
+                    answer.unattributed[row["event_id"]] = {"reward": float(worth(row)), "reason": "too_late" if late else "no_step", "as_of_day": as_of}
+            for before_it, step, after_it in zip([None, *steps], steps, [*steps[1:], None], strict=False):
+                if step["day"] != day:
+                    continue
+                came = belongs[step["event_id"]]
+                items = tuple(sorted(set(step.get("candidates") or ())))
+                answer.transitions[step["event_id"]] = {
+                    "reward": float(worth(step) + sum(worth(row) for row in came)),
+                    "response": heaviest(row for row in came if after_it is None or row["event_time"] < after_it["event_time"]),
+                    "first": before_it is None or step["event_time"] - before_it["event_time"] > GAP,
+                    "end": end(step, after_it, as_of),
+                    "as_of_day": as_of,
+                    "items": items or None,
+                }
+                if items:
+                    answer.candidate_sets.add((day, items))
+    return answer
+
+
+def heaviest(answers: Iterable[Row]) -> str | None:
+    ranked = sorted(answers, key=lambda row: (worth(row), row["event_time"], row["event_id"]))
+    return ranked[-1]["event_type"] if ranked else None
+
+
+def end(step: Row, after_it: Row | None, as_of: date) -> str | None:
+    if step["day"] + timedelta(days=LONGEST) > as_of:
+        return "immature"
+    if after_it is not None and after_it["event_time"] - step["event_time"] <= GAP:
+        return None
+    passed = step["event_time"] + GAP < datetime.combine(as_of + timedelta(days=1), time(), UTC)
+    return "truncated_gap" if passed else "truncated_window"
+
+
+def written(lake: Lake) -> Expected:
+    """What the tables hold, in the terms of the reference."""
+    sets = {(row["day"], row["candidate_set"]): tuple(row["items"]) for row in lake.read("gold.candidate_sets").to_pylist()}
+    rows = lake.read("gold.transitions").to_pylist()
+    assert len({row["event_id"] for row in rows}) == len(rows)
+    columns = ("reward", "response", "first", "end", "as_of_day")
+    return Expected(
+        {
+            row["event_id"]: {name: row[name] for name in columns} | {"items": row["candidate_set"] and sets[row["day"], row["candidate_set"]]}
+            for row in rows
+        },
+        {row["event_id"]: {name: row[name] for name in ("reward", "reason", "as_of_day")} for row in lake.read("gold.unattributed").to_pylist()},
+        {(day, items) for (day, _), items in sets.items()},
+    )
+
+
+def bits(lake: Lake) -> dict[str, Any]:
+    """All that the tables hold, in an order of its own."""
+    return {table: sorted(lake.read(table).to_pylist(), key=repr) for table in TABLES}
+
+
+def test_any_order_of_nights_ends_in_the_tables_that_the_definitions_give(spark: SparkSession, world: tuple[Settings, Lake], tmp_path: Path) -> None:
+    settings, lake = world
+    log = random_log(seed=3, days=len(DAYS), events=420, types=list(TYPES))
+    put(lake, log, DAYS)
+    # Silver holds the whole log from the start: each night has the rows of later ones before its eyes, and must not look.
+    for first, last in ((0, 2), (3, 3), (4, 4)):
+        run(spark, lake, settings, DayRange(DAYS[first], DAYS[last]))
+        assert written(lake) == expected(log, DAYS[: last + 1]), f"after {DAYS[last]}"
+    before = bits(lake)
+    run(spark, lake, settings, DayRange(DAYS[2], DAYS[2]))
+    assert bits(lake) == before, "an old night run again lowers or raises no knowledge"
+    run(spark, lake, settings, DayRange(DAYS[5], DAYS[5]))
+
+    fresh = Lake(tmp_path / "fresh", lake.event_types)
+    put(fresh, log, DAYS)
+    run(spark, fresh, settings, DayRange(DAYS[0], DAYS[5]))
+    assert bits(fresh) == bits(lake), "a backfill is night after night"
+    out = written(fresh)
+    assert out == expected(log, DAYS)
+
+    # The log is rich enough for that to mean something.
+    assert {row["end"] for row in out.transitions.values()} == {"immature", "truncated_gap", None}
+    assert {row["response"] for row in out.transitions.values()} == {"click", "buy", "hide", "share", None}
+    assert {row["reason"] for row in out.unattributed.values()} == set(UNATTRIBUTED_REASONS)
+    assert len(out.candidate_sets) > len(DAYS)
+    arrived = [row for row in log if row["arrival_day"] <= DAYS[5]]
+    rewards = [row["reward"] for row in (*out.transitions.values(), *out.unattributed.values())]
+    assert sum(map(Decimal, map(str, rewards))) == sum(worth(row) for row in arrived)
+    assert_laid_out_for_readers(fresh, settings)
+
+
+def assert_laid_out_for_readers(lake: Lake, settings: Settings) -> None:
+    """One file a day, its rows clustered by bucket and in the user's order; a bucket is a function of the user."""
+    files = DeltaTable(lake.path("gold.transitions")).file_uris()
+    assert len(files) == len(DAYS)
+    buckets: dict[str, set[int]] = defaultdict(set)
+    for file in files:
+        rows = pq.ParquetFile(file).read(["bucket", "user_id", "event_time", "position", "event_id"]).to_pylist()
+        keys = [(row["bucket"], row["user_id"], row["event_time"], row["position"] or -1, row["event_id"]) for row in rows]
+        assert keys == sorted(keys)
+        for row in rows:
+            buckets[row["user_id"]].add(row["bucket"])
+    assert all(len(of_user) == 1 for of_user in buckets.values())
+    assert set().union(*buckets.values()) <= set(range(settings.episodes.buckets))
+
+
+def test_cases_worked_out_by_hand(spark: SparkSession, world: tuple[Settings, Lake]) -> None:
+    settings, lake = world
+    cases = [
+        # An episode across midnight, then a pause of more than six hours.
+        *(event("show", at(0, hour), user_id="night owl", event_id=f"owl {hour}") for hour in (23.5, 24.5, 31.0)),
+        # Two purchases of one shown item: the second comes after the next step, so the state never learns of it.
+        event("show", at(0, 1), user_id="buyer", event_id="shown"),
+        event("click", at(0, 1.5), user_id="buyer"),
+        event("buy", at(0, 2), user_id="buyer", value=10.0),
+        event("show", at(0, 3), user_id="buyer", item_id="other", event_id="shown next"),
+        event("buy", at(1, 2), user_id="buyer", value=20.0),
+        # A purchase past the edge of its maturity, one without any step, one that arrives after the night.
+        event("show", at(0, 1), user_id="slow", event_id="too old"),
+        event("click", at(2, 1), user_id="slow", event_id="late click"),
+        event("buy", at(1, 1), user_id="nobody", event_id="stray"),
+        event("buy", at(1, 1), late=4, user_id="slow"),
+        # The request says which of two shows was answered.
+        event("show", at(0, 8), user_id="asker", request_id="first", event_id="asked"),
+        event("show", at(0, 9), user_id="asker", request_id="second", event_id="asked again"),
+        event("click", at(0, 10), user_id="asker", request_id="first"),
+    ]
+    put(lake, cases, DAYS)
+    run(spark, lake, settings, DayRange(DAYS[0], DAYS[3]))
+    rows = {row["event_id"]: row for row in lake.read("gold.transitions").to_pylist()}
+    assert [(rows[f"owl {hour}"]["first"], rows[f"owl {hour}"]["end"]) for hour in (23.5, 24.5, 31.0)] == [
+        (True, None),
+        (False, "truncated_gap"),
+        (True, "truncated_gap"),
+    ]
+    assert (rows["shown"]["reward"], rows["shown"]["response"], rows["shown"]["end"]) == (1 + 6 + 7, "buy", None)
+    assert (rows["shown next"]["reward"], rows["shown next"]["response"]) == (0, None)
+    assert (rows["too old"]["reward"], rows["too old"]["as_of_day"]) == (0, DAYS[2])
+    assert {name: (rows[name]["reward"], rows[name]["response"]) for name in ("asked", "asked again")} == {"asked": (1, None), "asked again": (0, None)}
+    stray = {row["event_id"]: (row["reason"], row["reward"]) for row in lake.read("gold.unattributed").to_pylist()}
+    assert stray == {"stray": ("no_step", 5), "late click": ("too_late", 1)}
+
+
+def test_a_pause_that_may_still_end_is_the_edge_of_the_data(spark: SparkSession, tmp_path: Path) -> None:
+    """With nothing to mature, a step at 17:59 has been followed by six hours of silence when the day ends; one at 18:00 not quite."""
+    types: Any = {"view": {"step": True, "reward": "1"}}
+    settings = Settings(lake=str(tmp_path / "lake"), event_types=types)
+    lake = Lake(settings.lake_path, ("view",))
+    put(lake, [event("view", at(0, 18 - 1 / 60), user_id="before"), event("view", at(0, 18), user_id="at")])
+    run(spark, lake, settings, DayRange(DAYS[0], DAYS[0]))
+    rows = lake.read("gold.transitions").to_pylist()
+    assert {row["user_id"]: row["end"] for row in rows} == {"before": "truncated_gap", "at": "truncated_window"}
+    with pytest.raises(NotReady, match=r"silver\.interactions in .* does not hold 2026-03-02 yet"):
+        run(spark, lake, settings, DayRange(DAYS[0], DAYS[1]))
