@@ -54,13 +54,14 @@ class Train(_Section):
     heads: int = Field(2, ge=1)
     context: int = Field(64, ge=2, description="last steps of a user that the state sees")
     dropout: float = Field(0.1, ge=0, lt=1)
+    id_dropout: float = Field(0.05, ge=0, lt=1, description="share of the items that train without a vector of their own, so that content learns to score")
     epochs: int = Field(8, ge=1)
     batch_steps: int = Field(4096, ge=16, description="steps in a batch")
     learning_rate: float = Field(1e-3, gt=0)
     gamma: float = Field(0.9, ge=0, lt=1, description="discount per step")
     n_step: int = Field(5, ge=1, description="steps of reward before the bootstrap")
     alpha: float = Field(0.1, ge=0, description="weight of the conservative penalty: small seeks return, large clones the log")
-    supervised: float = Field(0.1, ge=0, description="weight of the supervised head")
+    supervised: float = Field(0.1, ge=0, description="weight of the cross-entropy of rewarded steps")
     target_rate: float = Field(0.01, gt=0, le=1, description="share of the online net that the target net takes over each step")
 
 
@@ -71,13 +72,17 @@ class Evaluate(_Section):
     cutoff: int = Field(10, ge=1, description="k of recall@k and NDCG@k")
     bootstrap: int = Field(200, ge=20, description="resamples of users behind an interval")
     repeats: bool = Field(True, description="an item that the user has met already may be recommended again")
+    max_steps: int = Field(50_000, ge=1, description="steps judged; where the held-out days have more, users are drawn at random")
 
 
 class Gate(_Section):
     """What a challenger needs before it may be served."""
 
-    min_effective_sample_size: float = Field(50.0, ge=0)
-    min_overlap: float = Field(0.05, ge=0, le=1)
+    min_users: int = Field(20, ge=1, description="users with a reward on the held-out days")
+    min_effective_sample_size: float = Field(50.0, ge=0, description="of the off-policy estimate, where propensities are logged")
+    min_overlap: float = Field(0.2, ge=0, le=1, description="share of its choices that the log could have made, where propensities are logged")
+    ranking_margin: float = Field(0.05, ge=0, le=1, description="part of the champion's NDCG that the lower end may fall short by")
+    value_margin: float = Field(0.2, ge=0, le=1, description="part of the champion's value that the lower end may fall short by")
 
 
 class Score(_Section):
