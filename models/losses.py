@@ -1,0 +1,142 @@
+"""The losses, as functions of tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.data import END_CODES
+
+_CHUNK_SCORES = 4_000_000  # scores held at once
+
+
+@dataclass(frozen=True)
+class Head:
+    """What scores the items in some states: z = query·key + bias + weights·popularity[day] + the terms of items met."""
+
+    query: Tensor  # [states, dim]
+    keys: Tensor  # [items, dim]
+    bias: Tensor  # [items]
+    weights: Tensor  # [states, features]
+    popularity: Tensor  # [days, items, features]
+    day: Tensor  # int64[states] index into days
+    met_item: Tensor  # int64[states, met]; 0 = none, else each item at most once
+    meeting: Tensor  # [states, met]; -inf = an item that may not be chosen again
+
+
+def chosen_score(head: Head, action: Tensor) -> Tensor:
+    """z of one item a state: [states], for int64[states] items."""
+    met = (head.met_item == action[:, None]) & (action > 0)[:, None]
+    return (
+        (head.query * head.keys[action]).sum(1)
+        + head.bias[action]
+        + (head.weights * head.popularity[head.day, action]).sum(1)
+        + torch.where(met, head.meeting, 0.0).sum(1)
+    )
+
+
+def catalogue_logsumexp(head: Head, eligible: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum over states of weight · logsumexp of z over the eligible items; that logsumexp, and the best item, of each state.
+
+    `eligible` is bool[days, items], `weight` [states]. Exact; the gradient is formed in the forward pass, chunk by chunk,
+    so that no array of states by items is ever held. Returns a scalar, which alone has a gradient, float32[states] and int64[states].
+    In a state without any eligible item the logsumexp counts as 0, and the best item is 0.
+    """
+    arguments = (head.query, head.keys, head.bias, head.weights, head.popularity, head.day, head.met_item, head.meeting, eligible, weight)
+    total, lse, best = _CatalogueLogsumexp.apply(*arguments)  # type: ignore[no-untyped-call]
+    return total, lse, best
+
+
+@torch.no_grad()
+def all_scores(head: Head) -> Tensor:
+    """z of every item in every state, all of the first day: [states, items]."""
+    scores = torch.addmm(head.bias, head.query, head.keys.T)
+    scores.addmm_(head.weights, head.popularity[0].T)
+    return scores.scatter_add_(1, head.met_item, head.meeting)
+
+
+class _CatalogueLogsumexp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        context: Any,
+        query: Tensor,
+        keys: Tensor,
+        bias: Tensor,
+        weights: Tensor,
+        popularity: Tensor,
+        day: Tensor,
+        met_item: Tensor,
+        meeting: Tensor,
+        eligible: Tensor,
+        weight: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        lse, best = torch.zeros_like(weight), torch.zeros_like(day)
+        gradients = [torch.zeros_like(tensor) for tensor in (query, keys, bias, weights, meeting)]
+        grad_query, grad_keys, grad_bias, grad_weights, grad_meeting = gradients
+        for rows in _chunks(day, len(keys)):
+            today = day[rows[0]]
+            scores = torch.addmm(bias.masked_fill(~eligible[today], -torch.inf), query[rows], keys.T)
+            scores.addmm_(weights[rows], popularity[today].T)
+            scores.scatter_add_(1, met_item[rows], meeting[rows])
+            highest, best[rows] = scores.max(1)
+            highest = torch.where(highest.isfinite(), highest, 0.0)
+            scores.sub_(highest[:, None]).exp_()
+            summed = scores.sum(1)
+            some = summed > 0
+            share = torch.where(some, weight[rows], 0.0)
+            lse[rows] = summed.where(some, 1.0).log() + highest
+            scores *= (share / summed.where(some, 1.0))[:, None]  # now weight · softmax
+            grad_query[rows] = scores @ keys
+            grad_keys.addmm_(scores.T, query[rows])
+            grad_bias += scores.sum(0)
+            grad_weights[rows] = scores @ popularity[today]
+            grad_meeting[rows] = scores.gather(1, met_item[rows])
+        context.save_for_backward(*gradients)
+        context.mark_non_differentiable(lse, best)
+        return (weight * lse).sum(), lse, best
+
+    @staticmethod
+    def backward(context: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        grad_query, grad_keys, grad_bias, grad_weights, grad_meeting = (grad_outputs[0] * gradient for gradient in context.saved_tensors)
+        return grad_query, grad_keys, grad_bias, grad_weights, None, None, None, grad_meeting, None, None
+
+
+def _chunks(day: Tensor, items: int) -> list[Tensor]:
+    """Indices of the states in groups of one day, none larger than what may be held at once."""
+    order = torch.argsort(day, stable=True)
+    counts = torch.unique_consecutive(day[order], return_counts=True)[1].tolist()
+    size = max(1, _CHUNK_SCORES // items)
+    return [chunk for group in torch.split(order, counts) for chunk in torch.split(group, size)]
+
+
+def n_step_targets(reward: Tensor, end: Tensor, length: Tensor, bootstrap: Tensor, gamma: float, n_step: int) -> tuple[Tensor, Tensor]:
+    """Targets of Q and which of them count, for windows of steps.
+
+    target_t = Σ_{j<m} gamma^j r_{t+j} + gamma^m · bootstrap_{t+m}, where m is `n_step`, or less where the episode or the window ends:
+    a `terminated` step adds no bootstrap; after a truncated one, and at the window's edge, the state after the step is the
+    last that is looked at, so no return crosses into the next episode; an `immature` step's reward is not known, so its own target
+    does not count and those before it bootstrap from the state before it.
+    `reward` and `end` (END_CODES) are [windows, length], `length` int64[windows], `bootstrap` [windows, length + 1].
+    """
+    width = reward.shape[1]
+    place = torch.arange(width, device=reward.device).expand_as(end)
+    inside = place < length[:, None]
+    immature = end == END_CODES["immature"]
+    stops = (end != 0) | (place + 1 >= length[:, None])
+    target = torch.zeros_like(reward)
+    running = inside & ~immature
+    valid = running
+    for ahead in range(n_step):
+        at = (place + ahead).clamp(max=width - 1)
+        is_immature = immature.gather(1, at)
+        target = target + torch.where(running & is_immature, gamma**ahead * bootstrap.gather(1, at), 0.0)
+        running = running & ~is_immature
+        target = target + torch.where(running, gamma**ahead * reward.gather(1, at), 0.0)
+        cut = stops.gather(1, at) | (ahead == n_step - 1)
+        known = running & cut & (end.gather(1, at) != END_CODES["terminated"])
+        target = target + torch.where(known, gamma ** (ahead + 1) * bootstrap.gather(1, at + 1), 0.0)
+        running = running & ~cut
+    return target, valid

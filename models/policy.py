@@ -1,0 +1,112 @@
+"""A learned policy: its folder, and the scores that it gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file, save_file
+
+from jobs.contracts.errors import NotReady
+from models.data import Catalogue, Floats, Ints, Steps
+from models.losses import Head, all_scores
+from models.network import Network, NetworkConfig, States, Windows, category_paths, item_table, windows_of
+
+_BATCH = 256
+
+
+def device_of_choice() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Policy:
+    """A trained network over a catalogue, which may be newer than the one that it learnt from; a `Ranker`.
+
+    An item that the network never met is scored by its categories and its popularity.
+    """
+
+    def __init__(
+        self, name: str, network: Network, item_ids: tuple[str, ...], categories: tuple[tuple[str, ...], ...], catalogue: Catalogue, popularity: Floats
+    ) -> None:
+        self.name = name
+        self._network = network.eval()
+        self._device = next(network.parameters()).device
+        self._popularity = torch.from_numpy(popularity)[None].to(self._device)
+        with torch.no_grad():
+            self._vectors, self._bias = network.items(item_table(item_ids, categories, catalogue, self._device))
+
+    @classmethod
+    def load(cls, folder: Path, catalogue: Catalogue, popularity: Floats | None = None) -> Self:
+        """Read a policy folder. Raises NotReady when something in it is missing.
+
+        `popularity`: float32[len(catalogue), features] as of the night to be served (`models.network.popularity_by_day`);
+        None = as of the last day that the policy was trained on.
+        """
+        files = {name: folder / name for name in ("policy.safetensors", "config.json", "items.parquet")}
+        missing = [name for name, path in files.items() if not path.is_file()]
+        if missing:
+            raise NotReady(f"The policy folder {folder} has no {', '.join(missing)}. Train the day of that policy again.")
+        config = json.loads(files["config.json"].read_text())["network"]
+        items = pq.read_table(files["items.parquet"]).to_pydict()
+        item_ids, categories = tuple(items["item_id"]), tuple(tuple(path) for path in items["category"])
+        network = Network(NetworkConfig(**config | {"event_types": tuple(config["event_types"])}), len(item_ids) - 1, len(category_paths(categories)))
+        network.load_state_dict(load_file(files["policy.safetensors"]))
+        if popularity is None:
+            known = dict(zip(item_ids, items["popularity"], strict=True))
+            unknown = [0.0] * len(items["popularity"][0])
+            popularity = np.array([known.get(item_id, unknown) for item_id in catalogue.item_ids], dtype=np.float32)
+        return cls(folder.name, network.to(device_of_choice()), item_ids, categories, catalogue, popularity)
+
+    def score(self, steps: Steps, users: Ints, ends: Ints) -> Floats:
+        """As `Ranker` says; index 0, which is no item, scores -inf."""
+        scores = np.empty((len(users), len(self._bias)), dtype=np.float32)
+        for first in range(0, len(users), _BATCH):
+            rows = slice(first, first + _BATCH)
+            begins = np.maximum(steps.offsets[users[rows]], ends[rows] - self._network.config.context)
+            scores[rows] = self._score(windows_of(steps, begins, ends[rows], self._device)).cpu().numpy()
+        scores[:, 0] = -np.inf
+        return scores
+
+    def similarity(self) -> Floats:
+        """Unit vectors whose products are the cosines of g(a): float32[items, dim]."""
+        vectors: Floats = torch.nn.functional.normalize(self._vectors, dim=1).cpu().numpy()
+        return vectors
+
+    @torch.no_grad()
+    def _score(self, windows: Windows) -> torch.Tensor:
+        head, _ = self.last_states(self._network.states(windows, self._vectors), windows)
+        return all_scores(head)
+
+    def last_states(self, states: States, windows: Windows) -> tuple[Head, torch.Tensor]:
+        """The head in the state after the last step of each window, and V there."""
+        rows, last = torch.arange(len(windows.length), device=self._device), windows.length
+        head = Head(
+            states.query[rows, last],
+            self._vectors,
+            self._bias,
+            states.popularity[rows, last],
+            self._popularity,
+            torch.zeros_like(last),
+            states.met_item[rows, last],
+            states.meeting[rows, last],
+        )
+        return head, states.value[rows, last]
+
+
+def save_policy(folder: Path, network: Network, catalogue: Catalogue, popularity: Floats, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+    """Write a policy folder; `config` is kept beside the shape of the network. `popularity` as in `Policy.load`."""
+    folder.mkdir(parents=True)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}, folder / "policy.safetensors")
+    (folder / "config.json").write_text(json.dumps({"network": asdict(network.config), **config}, indent=2, sort_keys=True))
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2, sort_keys=True))
+    items = {"item_id": list(catalogue.item_ids), "category": [list(path) for path in catalogue.categories], "popularity": popularity.tolist()}
+    schema = pa.schema({"item_id": pa.string(), "category": pa.list_(pa.string()), "popularity": pa.list_(pa.float32())})
+    pq.write_table(pa.table(items, schema), folder / "items.parquet")
