@@ -23,7 +23,15 @@ def at(day: int, hour: float = 12) -> datetime:
 def event(event_type: str, event_time: datetime, late: int = 0, **columns: Any) -> Row:
     """One row that arrived `late` days after it happened."""
     day = event_time.date()
-    return {"user_id": "u", "item_id": "i", "event_type": event_type, "event_time": event_time, "day": day, "arrival_day": day + timedelta(days=late), **columns}
+    return {
+        "user_id": "u",
+        "item_id": "i",
+        "event_type": event_type,
+        "event_time": event_time,
+        "day": day,
+        "arrival_day": day + timedelta(days=late),
+        **columns,
+    }
 
 
 def put(lake: Lake, rows: Sequence[Row], days: Sequence[date] = ()) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def world(tmp_path: Path) -> tuple[Settings, Lake]:
 
 def worth(row: Row) -> Decimal:
     value = row.get("value")
-    number = Decimal(0) if value is None or value != value else Decimal(str(value))
+    number = Decimal(0) if value is None or math.isnan(value) else Decimal(str(value))
     worths = {
         "play": min(Decimal(1), number / 30).quantize(Decimal("0.000001")),
         "click": Decimal(1),
@@ -158,10 +159,7 @@ def written(lake: Lake) -> Expected:
     assert len({row["event_id"] for row in rows}) == len(rows)
     columns = ("reward", "response", "first", "end", "as_of_day")
     return Expected(
-        {
-            row["event_id"]: {name: row[name] for name in columns} | {"items": row["candidate_set"] and sets[row["day"], row["candidate_set"]]}
-            for row in rows
-        },
+        {row["event_id"]: {name: row[name] for name in columns} | {"items": row["candidate_set"] and sets[row["day"], row["candidate_set"]]} for row in rows},
         {row["event_id"]: {name: row[name] for name in ("reward", "reason", "as_of_day")} for row in lake.read("gold.unattributed").to_pylist()},
         {(day, items) for (day, _), items in sets.items()},
     )
