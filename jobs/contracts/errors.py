@@ -43,8 +43,24 @@ class TooLittleData(NightjarError):
     """Data too small to learn or judge from."""
 
 
+class TrainingFailed(NightjarError):
+    """A training whose loss is no longer a number."""
+
+
 class FutureData(NightjarError):
     """An input that already knows what happened after the day it should stand for."""
+
+
+class UnknownFormat(NightjarError):
+    """A name that is no format of a public data set."""
+
+
+class BadSource(NightjarError):
+    """A public data set whose files are missing, or hold something else than the format says."""
+
+
+class LandingTaken(NightjarError):
+    """A landing folder to be written that holds something already."""
 
 
 class LakeUnwritable(NightjarError):

@@ -1,0 +1,45 @@
+"""Reads the files of public data sets, and says what they should hold where they don't."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date, timedelta
+from pathlib import Path
+from typing import NoReturn
+
+from jobs.contracts.errors import BadSource
+
+
+def find_file(source: Path, pattern: str, holds: str) -> Path:
+    """The one file of `source` that fits the pattern. Raises BadSource, which says what it `holds`, when there is none or several."""
+    found = sorted(source.glob(pattern)) if source.is_dir() else []
+    if len(found) != 1:
+        there = ", ".join(sorted(path.name for path in source.iterdir())[:10]) if source.is_dir() else "no such folder"
+        raise BadSource(f"Expected one file {pattern} in {source.absolute()}, with lines `{holds}`; found {len(found)} ({there or 'an empty folder'}).")
+    return found[0]
+
+
+def read_rows(path: Path, separator: str, columns: int, holds: str) -> Iterator[tuple[int, list[str]]]:
+    """Line number and fields of each line. Raises BadSource for a line with another number of fields, or one that is not UTF-8."""
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                fields = line.decode().rstrip("\r\n").split(separator)
+            except UnicodeDecodeError:
+                bad_line(path, number, repr(line), holds)
+            if len(fields) != columns:
+                bad_line(path, number, separator.join(fields), holds)
+            yield number, fields
+
+
+def bad_line(path: Path, number: int, line: str, holds: str) -> NoReturn:
+    """Raise BadSource for a line that does not hold what it should."""
+    raise BadSource(f"{path}, line {number}: expected `{holds}`, got {line[:120]!r}.")
+
+
+def utc_day(seconds: int) -> date:
+    """UTC day of an epoch in seconds, of a time before 1970 too; the last day there is for one beyond the calendar."""
+    try:
+        return date(1970, 1, 1) + timedelta(days=seconds // 86400)
+    except OverflowError:
+        return date.max if seconds > 0 else date.min
