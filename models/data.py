@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from jobs.contracts.errors import FutureData
 from jobs.lake import Lake
 
 END_CODES = {"terminated": 1, "truncated_gap": 2, "truncated_window": 3, "immature": 4}
@@ -124,6 +125,36 @@ def load_availability(lake: Lake, catalogue: Catalogue, steps: Steps, first_day:
                 available[max(0, day_number(valid_from) - first) : end, index[item_id]] = is_available is not False
     available[:, 0] = False
     return available
+
+
+def version_as_of(lake: Lake, first_day: date, day: date) -> int:
+    """The newest version of gold.transitions that knows nothing after `day`, judged by its rows from `first_day` to `day`.
+
+    Raises NotReady when `day` has not been made, FutureData when every version that holds it knows more.
+    """
+    lake.require("gold.transitions", [day])
+    within = (pc.field("day") >= first_day) & (pc.field("day") <= day)
+    newest = lake.version("gold.transitions")
+    if not _knows_more(lake, day, within, newest):
+        return newest
+    made: set[date] = set()
+    candidate = None
+    for commit in lake.commits("gold.transitions"):
+        made |= commit.days
+        if max(made, default=day) > day:
+            break
+        candidate = commit.version
+    if candidate is None or day not in made or _knows_more(lake, day, within, candidate):
+        raise FutureData(
+            f"gold.transitions in {lake.root} knows more than {day}: some of its rows were made again with later arrivals, and no version of it "
+            f"ends with {day}. Train a later day, or make the tables up to {day} in a new lake first (`nightjar backfill --to {day}`)."
+        )
+    return candidate
+
+
+def _knows_more(lake: Lake, day: date, within: pc.Expression, version: int) -> bool:
+    latest = pc.max(lake.read("gold.transitions", ["as_of_day"], within, version)["as_of_day"]).as_py()
+    return latest is not None and latest > day
 
 
 def load_steps(lake: Lake, catalogue: Catalogue, event_types: Sequence[str], first_day: date, last_day: date, version: int | None = None) -> Steps:

@@ -230,27 +230,27 @@ class Block(nn.Module):
         self.attention_input = nn.Linear(dim, 3 * dim)
         self.attention_output = nn.Linear(dim, dim)
         self.network_norm = nn.LayerNorm(dim)
-        self.network = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        self.network = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, hidden: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, hidden: Tensor, turn: Tensor) -> Tensor:
         batch, length, dim = hidden.shape
         parts = self.attention_input(self.attention_norm(hidden)).view(batch, length, 3, self.heads, dim // self.heads)
-        query, key, value = parts.permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(rotated(query, turn), rotated(key, turn), value, is_causal=True)
+        turned = rotated(parts[:, :, :2], turn)
+        query, key, value = (part.transpose(1, 2) for part in (turned[:, :, 0], turned[:, :, 1], parts[:, :, 2]))
+        attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         hidden = hidden + self.dropout(self.attention_output(attended.transpose(1, 2).reshape(batch, length, dim)))
         changed: Tensor = hidden + self.dropout(self.network(self.network_norm(hidden)))
         return changed
 
 
-def rotations(length: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of each position's angles: two of [length, dim / 2] (Su et al. 2021, RoFormer, equation 34)."""
+def rotations(length: int, dim: int, device: torch.device) -> Tensor:
+    """Turns of each position, as complex numbers: [length, 1, 1, dim / 2] (Su et al. 2021, RoFormer, equation 34)."""
     angles = torch.arange(length, device=device)[:, None] * 1000.0 ** (-torch.arange(dim // 2, device=device) / (dim // 2))
-    return angles.cos(), angles.sin()
+    return torch.polar(torch.ones_like(angles), angles)[:, None, None, :]
 
 
-def rotated(vectors: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the halves of each vector [..., length, dim] by the angles of its position."""
-    cosine, sine = turn
-    left, right = vectors.chunk(2, dim=-1)
-    return torch.cat([left * cosine - right * sine, left * sine + right * cosine], dim=-1)
+def rotated(vectors: Tensor, turn: Tensor) -> Tensor:
+    """Turn the pairs of numbers of each vector [windows, length, parts, heads, dim] by the angles of its position."""
+    pairs = torch.view_as_complex(vectors.reshape(*vectors.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * turn).flatten(-2)

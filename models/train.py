@@ -19,15 +19,14 @@ from datetime import date, timedelta
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from jobs.contracts.errors import FutureData, TooLittleData, TrainingFailed
+from jobs.contracts.errors import TooLittleData, TrainingFailed
 from jobs.lake import Lake, revision
 from jobs.settings import Settings, Train
 from jobs.steps import find_step
-from models.data import Bools, Catalogue, Floats, Ints, Steps, day_number, load_availability, load_catalogue, load_steps
+from models.data import Bools, Catalogue, Floats, Ints, Steps, day_number, load_availability, load_catalogue, load_steps, version_as_of
 from models.losses import Head, catalogue_logsumexp, chosen_score, n_step_targets
 from models.network import ItemTable, Network, NetworkConfig, States, Windows, category_paths, item_table, popularity_by_day, windows_of
 from models.policy import device_of_choice, save_policy
@@ -45,7 +44,7 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
     """
     inputs = lake.versions(find_step("train").reads)
     first, last = day - timedelta(days=settings.train.window_days - 1), day - timedelta(days=settings.evaluate.holdout_days)
-    inputs["gold.transitions"] = version = version_as_of(lake, day, first)
+    inputs["gold.transitions"] = version = version_as_of(lake, first, day)
     catalogue = load_catalogue(lake, day)
     steps = load_steps(lake, catalogue, tuple(settings.event_types), first, last, version)
     _check_enough(steps, catalogue, first, last, lake)
@@ -81,33 +80,6 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
         "day": day,
     }
     lake.replace("gold.policies", pa.Table.from_pylist([row], lake.schema("gold.policies")), "train", [day], inputs)
-
-
-def version_as_of(lake: Lake, day: date, first_day: date) -> int:
-    """The newest version of gold.transitions that knows nothing after `day`, judged by the rows from `first_day` to `day`."""
-    lake.require("gold.transitions", [day])
-    within = (pc.field("day") >= first_day) & (pc.field("day") <= day)
-    newest = lake.version("gold.transitions")
-    if not _knows_more(lake, day, within, newest):
-        return newest
-    made: set[date] = set()
-    candidate = None
-    for commit in lake.commits("gold.transitions"):
-        made |= commit.days
-        if max(made, default=day) > day:
-            break
-        candidate = commit.version
-    if candidate is None or day not in made or _knows_more(lake, day, within, candidate):
-        raise FutureData(
-            f"gold.transitions in {lake.root} knows more than {day}: some of its rows were made again with later arrivals, and no version of it "
-            f"ends with {day}. Train a later day, or make the tables up to {day} in a new lake first (`nightjar backfill --to {day}`)."
-        )
-    return candidate
-
-
-def _knows_more(lake: Lake, day: date, within: pc.Expression, version: int) -> bool:
-    latest = pc.max(lake.read("gold.transitions", ["as_of_day"], within, version)["as_of_day"]).as_py()
-    return latest is not None and latest > day
 
 
 def _check_enough(steps: Steps, catalogue: Catalogue, first: date, last: date, lake: Lake) -> None:

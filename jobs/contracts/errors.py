@@ -47,6 +47,10 @@ class TrainingFailed(NightjarError):
     """A training whose loss is no longer a number."""
 
 
+class BadRequest(NightjarError):
+    """A request for recommendations that can't be read."""
+
+
 class FutureData(NightjarError):
     """An input that already knows what happened after the day it should stand for."""
 
