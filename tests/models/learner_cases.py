@@ -1,0 +1,84 @@
+"""Small catalogues, steps and networks for the tests of the learner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from jobs.settings import Train
+from models.data import END_CODES, Catalogue, Steps
+from models.network import POPULARITY_FEATURES, Network, NetworkConfig, category_paths, popularity_by_day
+from models.train import TrainingData
+
+EVENT_TYPES = ("impression", "click", "purchase")
+HOUR = 3600
+SMALL = Train(dim=16, layers=1, heads=2, context=8, dropout=0.0, id_dropout=0.0, epochs=2, batch_steps=64)
+
+
+def catalogue(items: int, categories: Sequence[tuple[str, ...]] = ()) -> Catalogue:
+    """Items i1 … in one category each, all available."""
+    paths = tuple(categories) or tuple((f"c{number % 3}",) for number in range(items))
+    return Catalogue(("", *(f"i{number + 1}" for number in range(items))), ((), *paths), (None,) * (items + 1), np.arange(items + 1) > 0)
+
+
+def steps(histories: Sequence[Sequence[dict[str, Any]]]) -> Steps:
+    """One user a history; a step is `item` and, if need be, event, response, reward, time, end, day. An hour lies between two."""
+    rows = [{"time": HOUR * place, **row} for history in histories for place, row in enumerate(history)]
+
+    def column(name: str, default: float, type: Any) -> Any:
+        return np.array([row.get(name, default) for row in rows], dtype=type)
+
+    end = np.array([END_CODES.get(row.get("end", ""), 0) for row in rows], dtype=np.int8)
+    lengths = [len(history) for history in histories]
+    first = np.zeros(len(rows), dtype=np.bool_)
+    time = column("time", 0, np.int64)
+    return Steps(
+        user_ids=tuple(f"u{number:03d}" for number in range(len(histories))),
+        offsets=np.cumsum([0, *lengths]).astype(np.int64),
+        item=column("item", 0, np.int32),
+        event=column("event", 1, np.int8),
+        response=column("response", 0, np.int8),
+        reward=column("reward", 0, np.float32),
+        time=time,
+        first=first,
+        end=end,
+        propensity=np.full(len(rows), np.nan, dtype=np.float32),
+        day=(time // 86_400).astype(np.int32),
+    )
+
+
+def training_data(items: Catalogue, log: Steps) -> TrainingData:
+    """All items of the catalogue eligible on every day."""
+    days = int(log.day.max()) + 1
+    return TrainingData(items, log, 0, popularity_by_day(log, len(items), 0, days + 1), np.tile(items.available, (days, 1)))
+
+
+def network(items: Catalogue, repeats: bool = True, seed: int = 0, **changes: Any) -> Network:
+    """An untrained network in which every term counts: no weight is 0."""
+    shape = {"dim": 16, "layers": 2, "heads": 2, "context": 8, "dropout": 0.0, "id_dropout": 0.0} | changes
+    torch.manual_seed(seed)
+    made = Network(NetworkConfig(event_types=EVENT_TYPES, repeats=repeats, **shape), len(items) - 1, len(category_paths(items.categories)))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return made.eval()
+
+
+def random_steps(users: int, length: int, items: int, seed: int) -> Steps:
+    """Steps at random, every user with the same number."""
+    rng = np.random.default_rng(seed)
+    return steps(
+        [
+            [
+                {"item": int(rng.integers(1, items + 1)), "response": int(rng.integers(0, 3)), "reward": float(rng.integers(0, 2)), "time": HOUR * 5 * place}
+                for place in range(length)
+            ]
+            for _ in range(users)
+        ]
+    )
+
+
+NO_POPULARITY = np.zeros((1, POPULARITY_FEATURES), dtype=np.float32)
