@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from calendar import timegm
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +16,7 @@ NOTHING = -1  # no item: the list ran out, or the episode is over
 
 @dataclass(frozen=True)
 class Log:
-    """What a log shows of one day, in seconds since the epoch; arrays users × steps, `tendency` one a user.
+    """What a log shows of one day, in seconds since the epoch; arrays users x steps, `tendency` one a user.
 
     `item` is NOTHING where no item was shown; `time` of an answer is 0 where there was none.
     """
@@ -35,7 +34,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Hidden:
-    """What no log shows, users × steps: the state in which each step found its user.
+    """What no log shows, users x steps: the state in which each step found its user.
 
     `length` (users) is the number of steps of the episode; `row_group` and `row` are the running row of positives, `sated` the steps
     for which the user still answers nothing, `in_mood` a coin of each step; `expected` is the reward to expect of the item shown.
@@ -52,7 +51,8 @@ class Hidden:
     def critical(self, world: World) -> Bools:
         """Steps at which one more positive in the row's group would sate the user."""
         steps = np.arange(self.row.shape[1]) < self.length[:, None]
-        return steps & (self.row == world.row - 1) & (self.sated == 0)
+        critical: Bools = steps & (self.row == world.row - 1) & (self.sated == 0)
+        return critical
 
 
 class Policy(Protocol):
@@ -66,7 +66,7 @@ class Policy(Protocol):
 
 
 def play(world: World, day: int, tastes: Floats, policy: Policy, rng: np.random.Generator) -> tuple[Log, Hidden]:
-    """Let users of these tastes (users × categories) live a day under a policy.
+    """Let users of these tastes (users x categories) live a day under a policy.
 
     The chances of the day are drawn first and don't depend on what is chosen: the same `rng` makes policies comparable user by user.
     """
@@ -106,7 +106,7 @@ def _advance(world: World, hidden: Hidden, users: Ints, items: Ints, step: int) 
 
 @dataclass(frozen=True)
 class _Answers:
-    """Chances of a click, a favourite and a purchase (3 × users × steps), and how long an answer takes, in seconds."""
+    """Chances of a click, a favourite and a purchase (3 x users x steps), and how long an answer takes, in seconds."""
 
     chance: Floats
     click_delay: Ints
@@ -119,7 +119,7 @@ def _draw_day(world: World, day: int, users: int, tastes: Floats, rng: np.random
     shape = (users, steps)
     length = np.minimum(rng.integers(SHORTEST, LONGEST + 1, users), steps)
     # From 6:00 to 22:30, and 20 steps take at most half an hour: no episode crosses midnight, and seven hours lie between two.
-    start = timegm(world.day(day).timetuple()) + rng.integers(6 * HOUR, 22 * HOUR + HOUR // 2, users)
+    start = world.midnight(day) + rng.integers(6 * HOUR, 22 * HOUR + HOUR // 2, users)
     pause = rng.integers(30, 90, shape)
     answers = _Answers(
         chance=rng.random((3, *shape)),

@@ -8,16 +8,17 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
-from jobs.world.episodes import DAY
-from jobs.world.landing import Event, iso
+from jobs.world.episodes import DAY, HOUR
+from jobs.world.landing import Event
 from jobs.world.truth import World
 
 DUPLICATED, LATE, SKEWED = 0.005, 0.005, 0.002  # shares of the events of a day
-MALFORMED = {  # kind of fault: what is changed in the copy of a sound line
+MALFORMED: dict[str, dict[str, Any]] = {  # kind of fault: what is changed in the copy of a sound line
     "unknown_type": {"event_type": "wink"},
     "no_user": {"user_id": None},
     "no_time": {"event_time": "yesterday"},
@@ -79,22 +80,22 @@ class Faults:
                 self.planted["late"] += 1
                 self.late_ids.append(json.loads(event.line)["event_id"])
                 arrival = day + delay
-            elif 1 - SKEWED < chance:
+            elif chance > 1 - SKEWED:
                 self.planted["skewed"] += 1
-                arrived = Event(event.time + SKEW, _changed(event.line, {"event_time": iso(event.time + SKEW)}))
+                arrived = Event(event.time + SKEW, _changed(event.line, {"event_time": _iso(event.time + SKEW)}))
             arriving[arrival].append(arrived)
         arriving[day] += self._malformed(events)
         return arriving
 
     def _bots(self, day: int) -> list[Event]:
         items = np.flatnonzero(self.world.available(day))
-        start = (self.world.day(day).toordinal() - 719163) * DAY + 3600  # 719163 = ordinal of 1970-01-01
+        start = self.world.midnight(day) + HOUR
         events = []
         for bot in range(BOTS):
             for number, item in enumerate(self.rng.choice(items, BOT_EVENTS).tolist()):
                 request = f"r{day:03d}-bot{bot}-{number:03d}"
                 for kind, time in (("impression", start + 2 * number), ("click", start + 2 * number + 1)):
-                    line = {"event_id": f"{request}-{kind}", "event_type": kind, "event_time": iso(time), "user_id": f"bot{bot}"}
+                    line: dict[str, Any] = {"event_id": f"{request}-{kind}", "event_type": kind, "event_time": _iso(time), "user_id": f"bot{bot}"}
                     events.append(Event(time, json.dumps(line | {"item_id": self.world.item_ids[item], "request_id": request})))
         self.planted["bot_events"] += len(events)
         return events
@@ -125,6 +126,10 @@ class Faults:
             "withdrawn_day": self.withdrawn_item is not None and str(self.world.day(self.withdrawn_day)),
             "missing_day": self.missing_day is not None and str(self.world.day(self.missing_day)),
         }
+
+
+def _iso(time: int) -> str:
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _changed(line: str, change: dict[str, Any]) -> str:

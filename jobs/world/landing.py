@@ -5,13 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jobs.world.episodes import DAY, Log
+from jobs.world.episodes import Log
 from jobs.world.logger import TENDENCY_NAMES
 from jobs.world.truth import CATEGORIES, REWARDS, SEGMENTS, Floats, Ints, World
 
@@ -28,38 +27,33 @@ class Event(NamedTuple):
 
 
 def events_of(world: World, log: Log, users: Ints, prices: Floats) -> list[Event]:
-    """All that happened in one day's episodes of the given users, in the order of users and steps, answers that come later included."""
-    user_ids, item_ids = world.user_ids, world.item_ids
-    events = []
+    """All that happened in one day's episodes of the given users, answers that come on later days included."""
+    user_ids, item_ids, listed = world.user_ids, world.item_ids, prices.tolist()
     rows, steps = np.nonzero(log.item >= 0)
-    columns = [column[rows, steps].tolist() for column in (log.item, log.time, log.propensity, log.click_time, log.favourite_time, log.purchase_time)]
-    owners, tendencies = users[rows].tolist(), log.tendency[rows].tolist()
-    listed = prices.tolist()
-    for owner, tendency, step, item, time, propensity, *answers in zip(owners, tendencies, steps.tolist(), *columns, strict=True):
-        session = f"s{log.day:03d}-{user_ids[owner]}"
-        request = f"r{log.day:03d}-{user_ids[owner]}-{step + 1:02d}"
-        common = f'"user_id": "{user_ids[owner]}", "item_id": "{item_ids[item]}", "session_id": "{session}", "request_id": "{request}"'
-        chosen = f'"position": 1, "propensity": {propensity!r}, "policy_id": "{TENDENCY_NAMES[tendency]}"'
-        events.append(Event(time, _line(request, "impression", time, f"{common}, {chosen}")))
-        for kind, answered in zip(REWARDS, answers, strict=True):
-            if answered:
-                more = f'{common}, "value": {listed[item]!r}' if kind == "purchase" else common
-                events.append(Event(answered, _line(request, kind, answered, more)))
+    owners, items, tendencies = users[rows].tolist(), log.item[rows, steps].tolist(), log.tendency[rows].tolist()
+    requests = [f"r{log.day:03d}-{user_ids[owner]}-{step + 1:02d}" for owner, step in zip(owners, steps.tolist(), strict=True)]
+    commons = [
+        f'"user_id": "{user_ids[owner]}", "item_id": "{item_ids[item]}", "session_id": "s{log.day:03d}-{user_ids[owner]}", "request_id": "{request}"'
+        for owner, item, request in zip(owners, items, requests, strict=True)
+    ]
+    events = []
+    propensities = log.propensity[rows, steps].tolist()
+    kinds = {"impression": log.time, "click": log.click_time, "favourite": log.favourite_time, "purchase": log.purchase_time}
+    for kind, times in kinds.items():
+        happened = times[rows, steps]
+        for place, time, text in zip(np.flatnonzero(happened).tolist(), happened[happened > 0].tolist(), iso(happened[happened > 0]), strict=True):
+            line = f'{{"event_id": "{requests[place]}-{kind}", "event_type": "{kind}", "event_time": "{text}", {commons[place]}'
+            if kind == "impression":
+                line += f', "position": 1, "propensity": {propensities[place]!r}, "policy_id": "{TENDENCY_NAMES[tendencies[place]]}"'
+            elif kind == "purchase":
+                line += f', "value": {listed[items[place]]!r}'
+            events.append(Event(time, line + "}"))
     return events
 
 
-def _line(request: str, kind: str, time: int, rest: str) -> str:
-    return f'{{"event_id": "{request}-{kind}", "event_type": "{kind}", "event_time": "{iso(time)}", {rest}}}'
-
-
-def iso(time: int) -> str:
-    """Seconds since the epoch as ISO 8601 text."""
-    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def day_number(world: World, time: int) -> int:
-    """Day of the world on which an instant lies."""
-    return time // DAY - (world.first.toordinal() - datetime(1970, 1, 1).toordinal())
+def iso(times: Ints) -> list[str]:
+    """Seconds since the epoch as ISO 8601 texts."""
+    return [f"{text}Z" for text in np.datetime_as_string(times.astype("datetime64[s]")).tolist()]
 
 
 def draw_titles(world: World) -> list[str]:
@@ -94,9 +88,8 @@ def user_lines(world: World, users: Ints) -> list[str]:
 def write_lines(folder: Path, lines: Iterable[str]) -> None:
     """Write one gzip file of lines into a folder; the file knows neither its name nor the time, so that same lines are same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "part-0000.jsonl.gz").open("wb") as raw, gzip.GzipFile(filename="", mode="wb", compresslevel=3, fileobj=raw, mtime=0) as stream:
-        for line in lines:
-            stream.write(line.encode() + b"\n")
+    text = "".join(f"{line}\n" for line in lines)
+    (folder / "part-0000.jsonl.gz").write_bytes(gzip.compress(text.encode(), compresslevel=3, mtime=0))
 
 
 def settings_text() -> str:

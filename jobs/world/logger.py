@@ -1,6 +1,6 @@
 """The logging policy: what chose the items of the log. It knows what the log shows and nothing else.
 
-With a chance of 15–25% an item is drawn uniformly; else from a softmax over a simple score: how the user took to the category so
+With a chance of 15 to 25% an item is drawn uniformly; else from a softmax over a simple score: how the user took to the category so
 far, how all users took to the item until yesterday, and, with a sign drawn per episode, whether the item is of the topic that the
 user clicked last. Confounded, it also sees whether the user is in the mood, and uses its score only then; the propensity that is
 logged is the best that one who does not see the mood can say: the mean over moods, which is exact given the log.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jobs.world.episodes import Hidden, Log
+from jobs.world.episodes import NOTHING, Hidden, Log
 from jobs.world.truth import CATEGORIES, TOPIC_OF, Bools, Floats, Ints, World
 
 TENDENCY = 3.0  # in the exponent: the last topic is 20 times as likely in an episode that repeats, and as much less in one that varies
@@ -21,7 +21,7 @@ TENDENCY_NAMES = {1: "repeat", -1: "vary"}
 
 @dataclass
 class Memory:
-    """What the logging policy has counted of each user: shown and clicked, users × categories."""
+    """What the logging policy has counted of each user: shown and clicked, users x categories."""
 
     shown: Floats
     clicked: Floats
@@ -33,6 +33,15 @@ class Memory:
     def of(self, users: Ints) -> Memory:
         """Copy of the rows of some users."""
         return Memory(self.shown[users], self.clicked[users])
+
+    def copy(self) -> Memory:
+        """A memory of its own."""
+        return Memory(self.shown.copy(), self.clicked.copy())
+
+    def learn(self, world: World, log: Log, users: Ints) -> None:
+        """Count a day, whose rows are these users."""
+        rows, steps = np.nonzero(log.item != NOTHING)
+        self.add(users[rows], world.category[log.item[rows, steps]], log.click_time[rows, steps] > 0)
 
     def add(self, users: Ints, categories: Ints, clicked: Bools) -> None:
         """Count steps: whose, of which category, clicked or not."""
@@ -71,20 +80,24 @@ class Logger:
         return items, propensity
 
     def probabilities(self, log: Log, users: Ints, step: int) -> list[Floats]:
-        """Chance of each item for each user, users × items: one matrix, or if confounded one per mood (not in it, in it)."""
-        free = np.broadcast_to(log.available, (len(users), self.world.items)).astype(np.float64)
-        np.put_along_axis(free, log.item[users, :step], 0.0, axis=1)
-        uniform = free * (self.world.uniform / (log.available.sum() - step))
+        """Chance of each item for each user, users x items: one matrix, or if confounded one per mood (not in it, in it)."""
+        shown = log.item[users, :step]
         memory = self.memory
         # Five shows at a rate of one in five are taken for granted.
         scores = np.log((memory.clicked[users] + 1) / (memory.shown[users] + 5))
-        scores += TENDENCY * log.tendency[users, None] * (TOPIC_OF == self.last_topic[users, None])
-        liked = np.exp(scores)[:, self.world.category] * np.exp(self.item_scores)
-        follow = free * liked
-        follow *= (1 - self.world.uniform) / follow.sum(axis=1, keepdims=True)
+        scores += TENDENCY * log.tendency[users, None] * (self.last_topic[users, None] == TOPIC_OF)
+        chances = np.exp(scores).take(self.world.category, axis=1)
+        chances *= np.exp(self.item_scores) * log.available
+        np.put_along_axis(chances, shown, 0.0, axis=1)
+        chances *= (1 - self.world.uniform) / chances.sum(axis=1, keepdims=True)
+        free = log.available / (log.available.sum() - step)
+        chances += self.world.uniform * free
+        np.put_along_axis(chances, shown, 0.0, axis=1)
         if not self.world.confounded:
-            return [uniform + follow]
-        return [uniform / self.world.uniform, uniform + follow]
+            return [chances]
+        blind = np.repeat(free[None], len(users), axis=0)
+        np.put_along_axis(blind, shown, 0.0, axis=1)
+        return [blind, chances]
 
     def _look_back(self, log: Log, users: Ints, step: int) -> None:
         categories = self.world.category[log.item[users, step]]

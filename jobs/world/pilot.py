@@ -27,7 +27,7 @@ def _critical_share(world: World) -> float:
     memory = Memory.empty(len(tastes))
     critical = steps = 0
     for _ in range(5):
-        log, hidden = play(world, 0, tastes, Logger(world, memory, np.zeros(world.items), rng), rng)
+        _, hidden = play(world, 0, tastes, Logger(world, memory, np.zeros(world.items), rng), rng)
         critical += int(hidden.critical(world).sum())
         steps += int(hidden.length.sum())
     return critical / steps

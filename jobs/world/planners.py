@@ -66,7 +66,7 @@ class Planner:
         return np.where(sated, worst, best[rows, action]), np.full(len(users), np.nan)
 
     def _first_action(self, rate: Floats, reward: Floats, there: Bools, row_group: Ints, row: Ints, left: Ints) -> Ints:
-        """Group to choose from, per user, given rate and reward of each group's item (users × groups), the row, and the steps left."""
+        """Group to choose from, per user, given rate and reward of each group's item (users x groups), the row, and the steps left."""
         users, groups = rate.shape
         # values[t][user, group, row]: reward to expect with t steps left; a row of 0 has no group, so all groups hold the same there.
         values = [np.zeros((users, groups, self.world.row))]

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from jobs.contracts.errors import FolderTaken
-from jobs.world.episodes import play
+from jobs.world.episodes import DAY, NOTHING, play
 from jobs.world.faults import Faults
-from jobs.world.landing import Event, day_number, draw_titles, events_of, item_lines, settings_text, user_lines, write_lines
+from jobs.world.landing import Event, draw_titles, events_of, item_lines, settings_text, user_lines, write_lines
 from jobs.world.logger import Logger, Memory, item_score
 from jobs.world.pilot import settle
 from jobs.world.truth import WORLD_FILE, Floats, World, draw_world
@@ -60,20 +60,20 @@ def _write_days(landing: Path, world: World, faults: Faults | None) -> tuple[int
     happening: dict[int, list[Event]] = defaultdict(list)
     arriving: dict[int, list[Event]] = defaultdict(list)
     happened = lines = 0
+    dawn = world.midnight(0)
     for day in range(world.days):
         rng = np.random.default_rng([world.seed, 6, day])
         prices = feeds.live(day)
         users = np.flatnonzero((world.joins <= day) & (rng.random(len(world.joins)) < ACTIVE))
         logger = Logger(world, memory.of(users), scores[-1], np.random.default_rng([world.seed, 7, day]))
         log, _ = play(world, day, world.tastes[users], logger, rng)
-        rows, steps = np.nonzero(log.item >= 0)
-        answered = log.click_time[rows, steps] > 0
-        memory.add(users[rows], world.category[log.item[rows, steps]], answered)
-        np.add.at(shown, log.item[rows, steps], 1)
-        np.add.at(clicked, log.item[rows, steps], answered)
+        memory.learn(world, log, users)
+        here = log.item != NOTHING
+        np.add.at(shown, log.item[here], 1)
+        np.add.at(clicked, log.item[here], log.click_time[here] > 0)
         scores.append(item_score(shown, clicked))
         for event in events_of(world, log, users, prices):
-            happening[day_number(world, event.time)].append(event)
+            happening[(event.time - dawn) // DAY].append(event)
         today = happening.pop(day, [])
         happened += len(today)
         for arrival, events in (faults.spoil(day, today) if faults else {day: today}).items():

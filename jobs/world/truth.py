@@ -7,8 +7,10 @@ the running episode, of which there are at most 20. k, m and the grouping are dr
 
 from __future__ import annotations
 
+from calendar import timegm
 from dataclasses import dataclass, fields
 from datetime import date, timedelta
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +53,8 @@ class World:
 
     Arrays over items: `category`, `appeal`, `favourite_rate` and `purchase_rate` of a click, `price`, `appears` and `leaves`
     (first day shown, first day not shown any more; days count from 0). Over users: `segment`, `joins` (first day), `tastes`
-    (users × categories). Over segments × categories: `segment_tastes`. Over categories: `group`.
-    `item_scores` (days + 1 × items) is what the logging policy believed about the items on each day.
+    (users x categories). Over segments x categories: `segment_tastes`. Over categories: `group`.
+    `item_scores` (days + 1 x items) is what the logging policy believed about the items on each day.
     """
 
     seed: int
@@ -81,37 +83,42 @@ class World:
     def items(self) -> int:
         return len(self.category)
 
-    @property
+    @cached_property
     def item_ids(self) -> tuple[str, ...]:
         return tuple(f"i{number:05d}" for number in range(1, self.items + 1))
 
-    @property
+    @cached_property
     def user_ids(self) -> tuple[str, ...]:
         return tuple(f"u{number:06d}" for number in range(1, len(self.segment) + 1))
 
-    @property
+    @cached_property
     def item_group(self) -> Ints:
         return self.group[self.category]
 
-    @property
+    @cached_property
     def reward(self) -> Floats:
         """Reward to expect from a click on each item, what follows it included."""
         return REWARDS["click"] + REWARDS["favourite"] * self.favourite_rate + REWARDS["purchase"] * self.purchase_rate
 
     def day(self, number: int) -> date:
+        """Date of a day of the world."""
         return self.first + timedelta(days=number)
+
+    def midnight(self, number: int) -> int:
+        """Beginning of a day of the world, in seconds since the epoch."""
+        return timegm(self.day(number).timetuple())
 
     def available(self, number: int) -> Bools:
         """Which items can be shown on a day."""
         return (self.appears <= number) & (number < self.leaves)
 
     def click_rate(self, tastes: Floats, items: Ints) -> Floats:
-        """Chance of a click of a user of these tastes (users × categories) on items (users × any), where not sated."""
+        """Chance of a click of a user of these tastes (users x categories) on items (users x any), where not sated."""
         liking = np.take_along_axis(tastes, self.category[items], axis=1) + self.appeal[items] + APPETITE[self.row]
         return HIGHEST_CLICK_RATE / (1 + np.exp(-liking))
 
     def click_rates(self, tastes: Floats) -> Floats:
-        """Chance of a click on every item: users × items."""
+        """Chance of a click on every item: users x items."""
         return self.click_rate(tastes, np.broadcast_to(np.arange(self.items), (len(tastes), self.items)))
 
     def draw_tastes(self, rng: np.random.Generator, users: int) -> tuple[Ints, Floats]:
@@ -164,7 +171,7 @@ def draw_world(seed: int, *, users: int, items: int, first: date, days: int, nul
         appeal=rng.normal(0, 0.6, items),
         favourite_rate=rng.beta(2, 18, items),
         purchase_rate=rng.beta(2, 28, items),
-        price=np.round(np.exp(rng.normal(3, 0.8, items)), 2),
+        price=np.exp(rng.normal(3, 0.8, items)).round(2),
         appears=appears,
         leaves=leaves,
         segment=segment,
@@ -175,7 +182,7 @@ def draw_world(seed: int, *, users: int, items: int, first: date, days: int, nul
 
 
 def draw_users(rng: np.random.Generator, segment_tastes: Floats, users: int) -> tuple[Ints, Floats]:
-    """Segment of each user, and tastes (users × categories): those of the segment, a topic's and a category's own."""
+    """Segment of each user, and tastes (users x categories): those of the segment, a topic's and a category's own."""
     segment = rng.integers(0, len(SEGMENTS), users)
     own = rng.normal(0, 1.2, (users, len(TOPICS)))[:, TOPIC_OF] + rng.normal(0, 0.4, (users, len(CATEGORIES)))
     return segment, segment_tastes[segment] + own
