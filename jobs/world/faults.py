@@ -122,9 +122,9 @@ class Faults:
             "late": sorted(self.late_ids),
             "bot_events": self.planted["bot_events"],
             "bots": [f"bot{bot}" for bot in range(BOTS)],
-            "withdrawn_item": self.withdrawn_item is not None and self.world.item_ids[self.withdrawn_item],
-            "withdrawn_day": self.withdrawn_item is not None and str(self.world.day(self.withdrawn_day)),
-            "missing_day": self.missing_day is not None and str(self.world.day(self.missing_day)),
+            "withdrawn_item": None if self.withdrawn_item is None else self.world.item_ids[self.withdrawn_item],
+            "withdrawn_day": None if self.withdrawn_item is None else str(self.world.day(self.withdrawn_day)),
+            "missing_day": None if self.missing_day is None else str(self.world.day(self.missing_day)),
         }
 
 
