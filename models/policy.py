@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from jobs.contracts.errors import NotReady
 from models.data import Catalogue, Floats, Ints, Steps
 from models.losses import Head, all_scores
-from models.network import Network, NetworkConfig, States, Windows, category_paths, item_table, windows_of
+from models.network import Network, NetworkConfig, Windows, category_paths, item_table, windows_of
 
 _BATCH = 256
 
@@ -67,26 +67,32 @@ class Policy:
 
     def score(self, steps: Steps, users: Ints, ends: Ints) -> Floats:
         """As `Ranker` says; index 0, which is no item, scores -inf."""
-        scores = np.empty((len(users), len(self._bias)), dtype=np.float32)
+        return self._scores(steps, users, ends)[0]
+
+    def q(self, steps: Steps, users: Ints, ends: Ints) -> Floats:
+        """Q = V + z of every item, as `score`, in units of the scaled reward."""
+        scores, value = self._scores(steps, users, ends)
+        return scores + value[:, None]
+
+    @torch.no_grad()
+    def _scores(self, steps: Steps, users: Ints, ends: Ints) -> tuple[Floats, Floats]:
+        scores, value = np.empty((len(users), len(self._bias)), dtype=np.float32), np.empty(len(users), dtype=np.float32)
         for first in range(0, len(users), _BATCH):
             rows = slice(first, first + _BATCH)
             begins = np.maximum(steps.offsets[users[rows]], ends[rows] - self._network.config.context)
-            scores[rows] = self._score(windows_of(steps, begins, ends[rows], self._device)).cpu().numpy()
+            head, value_of_state = self._last_states(windows_of(steps, begins, ends[rows], self._device))
+            scores[rows], value[rows] = all_scores(head).cpu().numpy(), value_of_state.cpu().numpy()
         scores[:, 0] = -np.inf
-        return scores
+        return scores, value
 
     def similarity(self) -> Floats:
         """Unit vectors whose products are the cosines of g(a): float32[items, dim]."""
         vectors: Floats = torch.nn.functional.normalize(self._vectors, dim=1).cpu().numpy()
         return vectors
 
-    @torch.no_grad()
-    def _score(self, windows: Windows) -> torch.Tensor:
-        head, _ = self.last_states(self._network.states(windows, self._vectors), windows)
-        return all_scores(head)
-
-    def last_states(self, states: States, windows: Windows) -> tuple[Head, torch.Tensor]:
+    def _last_states(self, windows: Windows) -> tuple[Head, torch.Tensor]:
         """The head in the state after the last step of each window, and V there."""
+        states = self._network.states(windows, self._vectors)
         rows, last = torch.arange(len(windows.length), device=self._device), windows.length
         head = Head(
             states.query[rows, last],
