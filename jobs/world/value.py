@@ -52,7 +52,7 @@ def print_values(landing: Path, settings: Settings, day: date | None, *, users: 
     values = true_values(landing, settings, day, users=users, seed=seed)
     published = {value.name: value for value in values.published}
     table = Table(title=f"True reward per episode on the day after {values.day}; {users} users; policy {values.policy_version}")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for block in ("step by step", "as published"):
         table.add_column(block, justify="right")
         table.add_column("of the way", justify="right")

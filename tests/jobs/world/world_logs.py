@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,14 @@ from jobs.world.truth import World, draw_world
 FIRST = date(2026, 1, 1)
 
 
+@cache
 def drawn(seed: int, *, items: int = 150, null: bool = False, confounded: bool = False) -> World:
-    return settle(draw_world(seed, users=20, items=items, first=FIRST, days=10, null=null, confounded=confounded))
+    return settle(sketched(seed, items=items, null=null, confounded=confounded))
+
+
+def sketched(seed: int, *, items: int = 36, null: bool = False, confounded: bool = False) -> World:
+    """A world whose number of groups is not settled yet."""
+    return draw_world(seed, users=20, items=items, first=FIRST, days=10, null=null, confounded=confounded)
 
 
 def lived(world: World, users: int, days: int) -> list[tuple[Log, Hidden]]:
