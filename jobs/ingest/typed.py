@@ -87,7 +87,7 @@ def _texts(name: str) -> Column:
 
 
 def _path(name: str) -> Column:
-    parts = sf.filter(sf.transform(sf.split(_raw(name), "/"), sf.trim), lambda part: part != "")
+    parts = sf.filter(sf.split(sf.trim(_raw(name)), r"\s*/\s*"), lambda part: part != "")
     return sf.when(_is_nested(name), _texts(name)).otherwise(parts)
 
 
