@@ -16,8 +16,10 @@ from models.data import Bools, Ints, Ranker, Steps, day_number, load_availabilit
 from models.events import Candidates, Events, nightly, rolling, until
 from models.gate import POPULARITY, champion_before, policy_of
 from models.metrics import Estimate, Ranks, Resampling, coverage, gini, mean_popularity, ndcg_at, rank, recall_at, reciprocal_rank, top
+from models.network import popularity_by_day
 from models.ope import EstimatedBehaviour, importance_weights, snips, target_probabilities
 from models.policy import Policy
+from models.train import version_as_of
 
 CHALLENGER, CHAMPION, LOGGED = "challenger", "champion", "logged"
 
@@ -27,18 +29,22 @@ Judgement = dict[tuple[str, str], Estimate]  # by name and metric
 def run(lake: Lake, settings: Settings, day: date) -> None:
     """Write gold.evaluations of `day`: everybody learns from the days up to `day` - holdout_days and is judged on those after.
 
-    With nothing to judge by, the rows say samples 0. Raises NotReady when no policy was trained that day.
+    With nothing to judge by, the rows say samples 0. Raises NotReady when no policy was trained that day, FutureData when the
+    transitions know more than the day.
     """
     inputs = lake.versions(find_step("evaluate").reads)
-    challenger = policy_of(lake, day)
+    window_start, held_out = day - timedelta(days=settings.train.window_days - 1), day - timedelta(days=settings.evaluate.holdout_days - 1)
+    inputs["gold.transitions"] = version = version_as_of(lake, day, window_start)
+    challenger, champion = policy_of(lake, day), champion_before(lake, day)
     catalogue = load_catalogue(lake, day)
-    steps = load_steps(lake, catalogue, tuple(settings.event_types), day - timedelta(days=settings.train.window_days - 1), day)
-    rankers: dict[str, Ranker] = {CHALLENGER: Policy.load(lake.root / challenger.path, catalogue)}
-    champion = champion_before(lake, day)
+    steps = load_steps(lake, catalogue, tuple(settings.event_types), window_start, day, version)
+    # Every policy knows the popularity of the evening before the held-out days, however long ago it was trained.
+    train = until(steps, day_number(held_out) - 1)
+    popularity = popularity_by_day(train, len(catalogue), day_number(held_out), 1)[0]
+    rankers: dict[str, Ranker] = {CHALLENGER: Policy.load(lake.root / challenger.path, catalogue, popularity)}
     if champion.version != POPULARITY:
-        rankers[CHAMPION] = Policy.load(lake.root / champion.path, catalogue)
-    first_day = day - timedelta(days=settings.evaluate.holdout_days - 1)
-    judged = judge(rankers, steps, load_availability(lake, catalogue, steps, first_day, day), first_day, settings)
+        rankers[CHAMPION] = Policy.load(lake.root / champion.path, catalogue, popularity)
+    judged = judge(rankers, steps, load_availability(lake, catalogue, steps, held_out, day), held_out, settings)
     rows = [
         {"policy_version": challenger.version, "name": name, "metric": metric, "day": day, "value": estimate.value, "samples": estimate.samples}
         | dict(zip(("lower", "upper"), estimate.interval or (None, None), strict=True))
