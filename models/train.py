@@ -166,7 +166,7 @@ class _Learner:
         steps = self._data.steps
         windows = windows_of(steps, begins, ends, self._device)
         rows = np.minimum(begins[:, None] + np.arange(windows.item.shape[1]), np.maximum(ends, 1)[:, None] - 1)
-        reward = torch.from_numpy(steps.reward[rows] / np.float32(self._scale))
+        reward = torch.from_numpy(steps.reward[rows] * np.float32(1 / self._scale))
         end, day = (torch.from_numpy(values[rows].astype(np.int64)) for values in (steps.end, steps.day - self._data.first_day))
         return Batch(windows, *(tensor.to(self._device) for tensor in (torch.from_numpy(fresh - begins), reward, end, day)))
 

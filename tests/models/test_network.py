@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from models.data import Catalogue, Steps
+from models.network import HALF_LIVES, ItemTable, item_table, log_bucket, popularity_by_day, windows_of
+from tests.models.learner_cases import HOUR, catalogue, network, random_steps, steps
+
+CPU = torch.device("cpu")
+
+
+def table(items: Catalogue) -> ItemTable:
+    return item_table(items.item_ids, items.categories, items, CPU)
+
+
+def test_later_steps_change_no_earlier_state() -> None:
+    items, log = catalogue(9), random_steps(1, 8, 9, seed=1)
+    made = network(items)
+    whole = np.array([0]), np.array([8])
+    other = Steps(**{**vars(log), "item": log.item.copy(), "response": log.response.copy()})
+    other.item[5:] = 10 - other.item[5:]
+    other.response[5:] = 2 - other.response[5:]
+    with torch.no_grad():
+        vectors, _ = made.items(table(items))
+        one, two = (made.states(windows_of(kind, *whole, CPU), vectors) for kind in (log, other))
+    for name in ("query", "value", "popularity", "meeting", "met_item"):
+        before, after = getattr(one, name), getattr(two, name)
+        shared = np.s_[:, :6, :5] if name in ("meeting", "met_item") else np.s_[:, :6]
+        torch.testing.assert_close(before[shared], after[shared], atol=1e-6, rtol=0)
+    assert (one.query[:, 6:] - two.query[:, 6:]).abs().max() > 1e-3
+
+
+def test_padding_and_company_change_no_state() -> None:
+    items, log = catalogue(9), random_steps(2, 8, 9, seed=2)
+    made = network(items)
+    with torch.no_grad():
+        vectors, _ = made.items(table(items))
+        together = made.states(windows_of(log, np.array([0, 8]), np.array([3, 16]), CPU), vectors)
+        alone = made.states(windows_of(log, np.array([0]), np.array([3]), CPU), vectors)
+    torch.testing.assert_close(together.query[0, :4], alone.query[0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(together.value[0, :4], alone.value[0], atol=1e-6, rtol=0)
+
+
+def test_the_last_meeting_of_each_item_counts() -> None:
+    """Items 3 5 3 and an unknown one: before step 0 nothing is met; before 2: 3 (step 0) and 5 (step 1); after all: 5 and 3 (step 2)."""
+    items = catalogue(9)
+    log = steps([[{"item": 3}, {"item": 5}, {"item": 3}, {"item": 0}]])
+    made = network(items)
+    with torch.no_grad():
+        found = made.states(windows_of(log, np.array([0]), np.array([4]), CPU), made.items(table(items))[0])
+    assert found.met_item[0].tolist() == [[0, 0, 0, 0], [3, 0, 0, 0], [3, 5, 0, 0], [0, 5, 3, 0], [0, 5, 3, 0]]
+    assert torch.equal(found.meeting[0] != 0, found.met_item[0] > 0)
+
+
+def test_popularity_is_that_of_the_day_before() -> None:
+    """Item 1 has a rewarded step on day 0 and another on day 2; item 2 one without reward on day 1."""
+    log = steps([[{"item": 1, "reward": 1, "time": 0}, {"item": 2, "time": 24 * HOUR}, {"item": 1, "reward": 2, "time": 48 * HOUR}]])
+    found = popularity_by_day(log, 3, 0, 4)
+    assert found[0].max() == 0
+    for column, half_life in enumerate(HALF_LIVES):
+        keep = 0.5 ** (1 / half_life)
+        for kind in (0, len(HALF_LIVES)):
+            assert found[1:, 1, kind + column] == pytest.approx([np.log1p(count) for count in (1, keep, 1 + keep**2)], abs=1e-6)
+        assert found[:, 2, column] == pytest.approx([0, 0, np.log(2), np.log1p(keep)], abs=1e-6)
+        assert found[:, 2, len(HALF_LIVES) + column].max() == 0
+    np.testing.assert_array_equal(popularity_by_day(log, 3, 3, 1)[0], found[3])
+
+
+def test_indices_above_2_to_the_24_stay_distinct() -> None:
+    """float32 holds no odd number there."""
+    large = 2**24 + 1
+    log = steps([[{"item": large}, {"item": large + 1}, {"item": large}]])
+    found = windows_of(log, np.array([0]), np.array([3]), CPU)
+    assert found.item.tolist() == [[large, large + 1, large]]
+
+
+def test_an_item_without_a_vector_of_its_own_is_told_by_its_categories() -> None:
+    known = catalogue(4, [("a", "b"), ("a", "c"), ("d",), ("d",)])
+    newer = Catalogue((*known.item_ids, "new"), (*known.categories, ("a", "b")), (None,) * 6, np.arange(6) > 0)
+    made = network(known)
+    codes = item_table(known.item_ids, known.categories, newer, CPU)
+    with torch.no_grad():
+        vectors, _ = made.items(codes)
+        categories = made.category_vector.weight[1] + made.category_vector.weight[2]  # a, a/b of a, a/b, a/c, d
+        torch.testing.assert_close(vectors[5], made.item_vector.weight[0] + categories)
+    assert codes.ids.tolist() == [0, 1, 2, 3, 4, 0]
+
+
+def test_time_buckets() -> None:
+    assert log_bucket(torch.tensor([0, 1, 2, 3, 6, 7, 2**40])).tolist() == [0, 1, 1, 2, 2, 3, 31]

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from datetime import timedelta
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from jobs.contracts.errors import BadRequest, NotReady
+from jobs.lake import Lake
+from jobs.settings import Evaluate, Score, Settings
+from models import score as scoring
+from models import train as training
+from models.data import END_CODES, day_number, load_availability, load_catalogue, load_steps
+from models.policy import Policy
+from models.recommend import answers
+from models.score import draw_list, generator
+from tests.models.learner_cases import NO_POPULARITY, SMALL, catalogue, network, random_steps, steps
+from tests.models.learner_lake import D, land
+
+POPULAR = "popularity"
+
+
+def serve(lake: Lake, version: str) -> None:
+    row = {"challenger": version, "champion": POPULAR, "verdict": "promote", "serving": version, "reasons": [], "effective_sample_size": 1.0, "overlap": 1.0}
+    lake.replace("gold.verdicts", pa.Table.from_pylist([row | {"day": D}], lake.schema("gold.verdicts")), "gate", [D], {})
+
+
+def trained(lake: Lake, settings: Settings) -> str:
+    land(lake, users=4, items=9)
+    training.run(lake, settings, D)
+    return str(lake.read("gold.policies", ["policy_version"])["policy_version"][0].as_py())
+
+
+def lists_of(lake: Lake) -> dict[str, list[dict[str, object]]]:
+    found: dict[str, list[dict[str, object]]] = {}
+    for row in lake.read("gold.recommendations").sort_by([("user_id", "ascending"), ("rank", "ascending")]).to_pylist():
+        found.setdefault(row["user_id"], []).append(row)
+    return found
+
+
+def test_what_is_read_from_the_lake(lake: Lake, settings: Settings) -> None:
+    """Item i0 has no row, i1 is not available; user u2 meets 7 6 5 4 3 2 from D - 5 to D."""
+    land(lake, users=3, items=9)
+    items = load_catalogue(lake, D)
+    assert items.item_ids == ("", *(f"i{number}" for number in range(9)))
+    assert items.available.tolist() == [False, True, False, *[True] * 7]
+    assert (items.categories[1], items.categories[3], items.titles[3]) == ((), ("home", "c0"), "Thing 2")
+    log = load_steps(lake, items, tuple(settings.event_types), D - timedelta(days=3), D)
+    assert (log.user_ids, log.offsets.tolist()) == (("u0", "u1", "u2"), [0, 4, 8, 12])
+    assert log.item[8:].tolist() == [6, 5, 4, 3]  # one more than their numbers
+    assert log.response[8:].tolist() == [0, 2, 0, 2]
+    assert set(log.event.tolist()) == {1}
+    assert set(log.end.tolist()) == {END_CODES["truncated_gap"]}
+    assert log.time[-1] == day_number(D) * 86_400 + 12 * 3600
+    known = load_availability(lake, items, log, D - timedelta(days=9), D)
+    assert known[:, 3].tolist() == [False] * 4 + [True] * 6  # its row came 5 days before D
+    assert not known[:, [0, 2]].any()
+
+
+def test_the_lists_of_a_night(lake: Lake, settings: Settings) -> None:
+    settings = settings.model_copy(update={"train": SMALL, "score": Score(top_n=3, exploration=0.0)})
+    serve(lake, trained(lake, settings))
+    scoring.run(lake, settings, D)
+    found = lists_of(lake)
+    assert set(found) == {"*", "u0", "u1", "u2", "u3"}
+    for rows in found.values():
+        assert [row["rank"] for row in rows] == [1, 2, 3]
+        assert all(row["propensity"] == 1 for row in rows)
+        assert sorted((float(str(row["score"])) for row in rows), reverse=True) == [row["score"] for row in rows]
+        assert "i1" not in {row["item_id"] for row in rows}
+        assert all(row["reason"] for row in rows)
+    for rows in (rows for user, rows in found.items() if user != "*"):
+        again = [row for row in rows if str(row["reason"]).startswith("again: met")]
+        user = int(str(rows[0]["user_id"])[1:])
+        for row in again:
+            back = int(str(row["item_id"])[1:]) - user
+            assert row["reason"] == f"again: met {'today' if back == 0 else '1 day ago' if back == 1 else f'{back} days ago'}"
+    before = lake.read("gold.recommendations").sort_by([("user_id", "ascending"), ("rank", "ascending")])
+    scoring.run(lake, settings, D)
+    assert lake.read("gold.recommendations").sort_by([("user_id", "ascending"), ("rank", "ascending")]).equals(before)
+
+
+def test_without_repeats_a_list_holds_nothing_met_and_may_be_short(lake: Lake, settings: Settings) -> None:
+    """Nine items, of which i1 is not available and a user has met six."""
+    settings = settings.model_copy(update={"train": SMALL, "evaluate": Evaluate(repeats=False)})
+    serve(lake, trained(lake, settings))
+    scoring.run(lake, settings, D)
+    found = lists_of(lake)
+    for user in range(4):
+        met = {f"i{(user + back) % 9}" for back in range(6)}
+        assert {row["item_id"] for row in found[f"u{user}"]} == {f"i{number}" for number in range(9)} - met - {"i1"}
+    assert len(found["*"]) == 8
+
+
+def test_popularity_can_be_served(lake: Lake, settings: Settings) -> None:
+    land(lake, users=3, items=9)
+    with pytest.raises(NotReady, match=r"gold\.verdicts"):
+        scoring.run(lake, settings, D)
+    serve(lake, POPULAR)
+    scoring.run(lake, settings.model_copy(update={"score": Score(top_n=2, exploration=0.0)}), D)
+    liked = Counter(f"i{(user + back) % 9}" for user in range(3) for back in range(6) if (user + back) % 9 % 2 == 0)
+    for rows in lists_of(lake).values():
+        assert [liked[str(row["item_id"])] for row in rows] == sorted(liked.values(), reverse=True)[:2]
+        assert {row["reason"] for row in rows} == {"popular in the last 60 days"}
+    serve(lake, "2026-01-06-none")
+    with pytest.raises(NotReady, match=r"no policy '2026-01-06-none'"):
+        scoring.run(lake, settings, D)
+
+
+def test_propensities_are_the_chances_of_what_is_drawn() -> None:
+    """Four candidates, two ranks, exploration 0.4: the frequency of each pair is the product of its propensities."""
+    scores, allowed = np.array([9.0, 1, 4, 3, 2], dtype=np.float32), np.array([False, True, True, True, True])
+    draws, seen = 10_000, Counter[tuple[int, ...]]()
+    stated: dict[tuple[int, ...], list[float]] = {}
+    rng = np.random.default_rng(0)
+    for _ in range(draws):
+        items, propensities, _ = draw_list(scores, allowed, 2, 0.4, rng)
+        pair = tuple(items.tolist())
+        seen[pair] += 1
+        assert stated.setdefault(pair, propensities.tolist()) == propensities.tolist()
+    assert stated[2, 3] == pytest.approx([0.6 + 0.4 / 4, 0.6 + 0.4 / 3])
+    assert stated[1, 2] == pytest.approx([0.4 / 4, 0.6 + 0.4 / 3])
+    assert len(stated) == 12
+    assert sum(np.prod(chances) for chances in stated.values()) == pytest.approx(1)
+    for pair, chances in stated.items():
+        expected = np.prod(chances)
+        assert abs(seen[pair] / draws - expected) < 5 * np.sqrt(expected * (1 - expected) / draws)
+
+
+def test_a_list_is_never_filled_up() -> None:
+    scores = np.arange(4, dtype=np.float32)
+    assert draw_list(scores, np.array([False, True, False, True]), 5, 0.0, generator(D, "u"))[0].tolist() == [3, 1]
+    assert draw_list(scores, np.zeros(4, dtype=np.bool_), 5, 0.5, generator(D, "u"))[0].tolist() == []
+    assert draw_list(scores, np.array([False, True, False, False]), 5, 0.5, generator(D, "u"))[1].tolist() == [1.0]
+
+
+def test_histories_are_answered(lake: Lake, settings: Settings) -> None:
+    settings = settings.model_copy(update={"train": SMALL})
+    version = trained(lake, settings)
+    step = {"item_id": "i3", "event_type": "impression", "response": "click", "event_time": 1767700000}
+    strange = {"item_id": "never seen", "event_type": "never seen", "response": None, "event_time": 1767700000}
+    line = json.dumps({"n": 20, "histories": [[], [step], [strange], [step] * 50]}) + "\n"
+    (answer, again) = answers(io.StringIO(line * 2), lake, settings, D, version)
+    lists = json.loads(answer)["lists"]
+    assert answer == again
+    assert all(sorted(items) == sorted(f"i{number}" for number in range(9) if number != 1) for items in lists)
+    assert len({tuple(items) for items in lists}) > 1
+    (popular,) = answers(io.StringIO(json.dumps({"n": 1, "histories": [[], [step]]})), lake, settings, D, POPULAR)
+    assert len({items[0] for items in json.loads(popular)["lists"]}) == 1
+    with pytest.raises(BadRequest, match=r"Line 1 of the input can't be read"):
+        list(answers(io.StringIO('{"n": 1}\n'), lake, settings, D, POPULAR))
+
+
+def test_the_context_is_all_that_a_score_depends_on() -> None:
+    """A history of 20 steps scores as its last 8 do; an empty one, an unknown item and a catalogue of one item have scores too."""
+    items, log = catalogue(6), random_steps(1, 20, 6, seed=7)
+    policy = Policy("p", network(items), items.item_ids, items.categories, items, NO_POPULARITY.repeat(7, 0))
+    long = policy.score(log, np.array([0]), np.array([20]))
+    rows = [{"item": int(log.item[at]), "response": int(log.response[at]), "time": int(log.time[at])} for at in range(11, 20)]
+    np.testing.assert_allclose(policy.score(steps([rows]), np.array([0]), np.array([9])), long, atol=1e-5)
+    others = steps([[], [{"item": 0, "event": 0}]])
+    assert np.isfinite(policy.score(others, np.array([0, 1]), others.offsets[1:])[:, 1:]).all()
+    one = catalogue(1)
+    single = Policy("p", network(one), one.item_ids, one.categories, one, NO_POPULARITY.repeat(2, 0))
+    assert np.isfinite(single.score(steps([[{"item": 1}]]), np.array([0]), np.array([1]))[0, 1])

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.contracts.errors import FutureData, NotReady, TooLittleData, TrainingFailed
+from jobs.lake import Lake
+from jobs.settings import Evaluate, Settings, Train
+from models import train as training
+from models.data import load_catalogue, version_as_of
+from models.network import Network, windows_of
+from models.policy import Policy
+from models.train import batch_loss, fit, plan_epoch
+from tests.models.learner_cases import EVENT_TYPES, NO_POPULARITY, SMALL, catalogue, network, random_steps, steps, training_data
+from tests.models.learner_lake import DAYS, D, land, transitions
+
+CPU = torch.device("cpu")
+DEVICES = [torch.device(name) for name in ("cpu", *(["cuda"] if torch.cuda.is_available() else []))]
+
+
+def weights(made: Network) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in made.state_dict().items()}
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_the_same_seed_gives_the_same_weights(device: torch.device) -> None:
+    data = training_data(catalogue(12), random_steps(9, 20, 12, seed=3))
+    train = SMALL.model_copy(update={"dropout": 0.2, "id_dropout": 0.2})
+    first, second = (weights(fit(data, EVENT_TYPES, train, True, device)[0]) for _ in range(2))
+    other = weights(fit(data, EVENT_TYPES, train.model_copy(update={"seed": 1}), True, device)[0])
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]) if device.type == "cpu" else torch.allclose(tensor, second[name], atol=1e-3), name
+    assert not torch.equal(first["query.weight"], other["query.weight"])
+
+
+def test_training_leaves_the_random_state_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    fit(training_data(catalogue(5), random_steps(3, 5, 5, seed=4)), EVENT_TYPES, SMALL, True, CPU)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_q_converges_to_dynamic_programming() -> None:
+    """Two items; choosing 1 pays 1 after a 2 (or at the start) and 0 after a 1; choosing 2 pays 0. Episodes of chance choices never end.
+
+    With gamma 1/2 and s = the item before: Q(2, 1) = 1 + V(1)/2, Q(1, 1) = V(1)/2, Q(1, 2) = Q(2, 2) = V(2)/2, where V(1) = V(2)/2 and
+    V(2) = 1 + V(1)/2, so V(2) = 4/3, V(1) = 2/3.
+    """
+    rng = np.random.default_rng(0)
+    histories: list[list[dict[str, Any]]] = []
+    for _ in range(60):
+        chosen = rng.integers(1, 3, 12)
+        paid = (chosen == 1) & (np.concatenate([[2], chosen[:-1]]) == 2)
+        histories.append([{"item": int(item), "reward": float(pay), "time": 60 * place} for place, (item, pay) in enumerate(zip(chosen, paid, strict=True))])
+        histories[-1][-1] |= {"end": "truncated_gap"}
+    items, log = catalogue(2, [(), ()]), steps(histories)
+    changes = {"alpha": 0.0, "supervised": 0.0, "gamma": 0.5, "n_step": 1, "epochs": 150, "learning_rate": 5e-3, "target_rate": 0.1, "context": 16}
+    made, scale = fit(training_data(items, log), EVENT_TYPES, SMALL.model_copy(update=changes | {"batch_steps": 256}), True, CPU)
+    policy = Policy("p", made, items.item_ids, items.categories, items, NO_POPULARITY.repeat(3, 0))
+    past = steps([[{"item": 2, "time": 0}, {"item": 2, "time": 60}, {"item": item, "time": 120}] for item in (1, 2)])
+    q = scale * policy.q(past, np.array([0, 1]), past.offsets[1:])[:, 1:]
+    np.testing.assert_allclose(q, [[1 / 3, 2 / 3], [4 / 3, 2 / 3]], atol=0.12)
+
+
+def loss_of(log: Any, **changes: Any) -> training.Loss:
+    items = catalogue(6)
+    data = training_data(items, log)
+    online, target = network(items, seed=1), network(items, seed=2)
+    learner = training._Learner(online, data, SMALL.model_copy(update=changes), 1.0, CPU)
+    batch = learner._batch(log.offsets[:-1], log.offsets[1:], log.offsets[:-1])
+    tables = learner._table, learner._popularity, learner._eligible
+    return batch_loss(online, target, *tables, batch, SMALL.model_copy(update=changes))
+
+
+def history(last_end: str, last_reward: float = 1.0) -> list[dict[str, Any]]:
+    return [{"item": 1}, {"item": 2, "reward": 1}, {"item": 3, "reward": last_reward, "end": last_end}]
+
+
+def test_an_immature_step_has_no_td_error() -> None:
+    one, other = (loss_of(steps([history("immature", reward)])) for reward in (1.0, 50.0))
+    assert one.td == other.td
+    assert loss_of(steps([history("terminated", 1.0)])).td != loss_of(steps([history("terminated", 50.0)])).td
+
+
+def test_a_terminated_step_looks_at_nothing_after_it() -> None:
+    """With one step a history, gamma does not matter to the loss where it ends, and does where it was cut."""
+    ends = {end: [float(loss_of(steps([history(end)[2:]]), gamma=gamma).td) for gamma in (0.0, 0.9)] for end in ("terminated", "truncated_gap")}
+    assert ends["terminated"][0] == ends["terminated"][1]
+    assert ends["truncated_gap"][0] != ends["truncated_gap"][1]
+
+
+def test_an_unknown_item_is_context_alone() -> None:
+    found = loss_of(steps([[{"item": 0, "reward": 9.0}, {"item": 0, "reward": 9.0}]]))
+    assert [part.item() for part in (found.td, found.penalty, found.supervised)] == [0, 0, 0]
+    assert found.total.item() == 0
+
+
+def test_the_parts_add_up() -> None:
+    found = loss_of(steps([history("truncated_gap")]), alpha=0.3, supervised=0.7)
+    assert found.total.item() == pytest.approx(float(found.td + 0.3 * found.penalty + 0.7 * found.supervised), rel=1e-5)
+
+
+@pytest.mark.parametrize("context", [2, 3, 8, 64])
+def test_each_step_is_fresh_once(context: int) -> None:
+    offsets = np.array([0, 1, 1, 9, 17, 60, 160])
+    train = Train(context=context, batch_steps=128)
+    for seed in range(3):
+        fresh: list[int] = []
+        for begins, ends, firsts in plan_epoch(offsets, train, np.random.default_rng(seed)):
+            assert (ends - begins).max() <= context
+            assert (ends - begins).max() * len(begins) <= 128
+            users = [np.searchsorted(offsets, bound, side="right") for bound in (begins, ends - 1)]
+            np.testing.assert_array_equal(users[0], users[1])
+            for begin, end, first in zip(begins, ends, firsts, strict=True):
+                assert begin in offsets or first - begin >= context // 3
+                fresh += range(first, end)
+        assert sorted(fresh) == list(range(160))
+
+
+def test_a_context_is_filled_from_the_steps_before() -> None:
+    log = random_steps(1, 5, 9, seed=5)
+    assert windows_of(log, np.array([2]), np.array([5]), CPU).item.tolist() == [log.item[2:5].tolist()]
+
+
+def test_a_loss_that_is_no_number_stops_the_training() -> None:
+    data = training_data(catalogue(4), steps([[{"item": 1, "reward": 1e38}, {"item": 2, "reward": 1e38}, {"item": 3, "reward": np.inf}]]))
+    with pytest.raises(TrainingFailed, match=r"learning_rate"):
+        fit(data, EVENT_TYPES, SMALL, True, CPU)
+
+
+def test_a_policy_is_written_registered_and_the_same_again(lake: Lake, settings: Settings) -> None:
+    settings = settings.model_copy(update={"train": SMALL.model_copy(update={"window_days": DAYS})})
+    land(lake, users=6, items=7)
+    training.run(lake, settings, D)
+    (row,) = lake.read("gold.policies").to_pylist()
+    folder = lake.root / row["path"]
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert set(files) == {"policy.safetensors", "config.json", "items.parquet", "manifest.json"}
+    assert (row["trained_from"], row["trained_to"], row["items"]) == (D - timedelta(days=DAYS - 1), D - timedelta(days=1), 7)
+    assert row["steps"] == 6 * (DAYS - 1)
+
+    training.run(lake, settings, D)
+    assert lake.read("gold.policies").to_pylist() == [row]
+    assert (folder / "policy.safetensors").read_bytes() == files["policy.safetensors"]
+    assert [path.name for path in folder.parent.iterdir()] == [row["policy_version"]]
+
+    items = load_catalogue(lake, D)
+    log = random_steps(3, 4, 7, seed=6)
+    scores = Policy.load(folder, items).score(log, np.arange(3), log.offsets[1:])
+    assert np.isfinite(scores[:, 1:]).all()
+    (folder / "items.parquet").unlink()
+    with pytest.raises(NotReady, match=r"items\.parquet"):
+        Policy.load(folder, items)
+
+
+def test_a_version_that_knew_no_more_is_read(lake: Lake) -> None:
+    """Night D + 1 makes the days up to D again: night D has to read what there was before."""
+    land(lake, users=3, items=4)
+    known, first, later = lake.version("gold.transitions"), D - timedelta(days=DAYS - 1), D + timedelta(days=1)
+    assert version_as_of(lake, first, D) == known
+    rows = transitions(lake, 3, 4, as_of=later)
+    days = [first + timedelta(days=place) for place in range(DAYS + 1)]
+    lake.replace("gold.transitions", rows, "transitions", days, {})
+    assert version_as_of(lake, first, later) == known + 1
+    assert version_as_of(lake, first, D) == known
+    with pytest.raises(FutureData, match=r"knows more than 2026-01-05"):
+        version_as_of(lake, first, D - timedelta(days=1))
+
+
+@pytest.mark.parametrize(("users", "items", "days"), [(0, 0, DAYS), (1, 1, DAYS), (1, 2, 1)], ids=["no transitions", "one item", "one step"])
+def test_too_little_to_learn_from(lake: Lake, settings: Settings, users: int, items: int, days: int) -> None:
+    land(lake, users=users, items=items, days=days)
+    with pytest.raises(TooLittleData, match=r"at least 2 steps with 2 different items"):
+        training.run(lake, settings, D)
+    assert not (lake.root / "policies").exists()
+
+
+def test_one_user_is_enough(lake: Lake, settings: Settings) -> None:
+    land(lake, users=1, items=2)
+    training.run(lake, settings.model_copy(update={"train": SMALL}), D)
+    assert lake.done("gold.policies") == {D}
+
+
+def test_a_day_without_transitions(lake: Lake, settings: Settings) -> None:
+    with pytest.raises(NotReady, match=r"gold\.transitions"):
+        training.run(lake, settings, date(2026, 1, 1))
+
+
+def test_what_may_not_come_again_is_no_target(lake: Lake) -> None:
+    """Without repeats the second step with item 1 counts for nothing, so its reward does not matter."""
+    items = catalogue(6)
+
+    def td(reward: float) -> float:
+        log = steps([[{"item": 1}, {"item": 1, "reward": reward}]])
+        online = network(items, repeats=False, seed=1)
+        learner = training._Learner(online, training_data(items, log), SMALL.model_copy(update={"gamma": 0.0}), 1.0, CPU)
+        batch = learner._batch(log.offsets[:-1], log.offsets[1:], log.offsets[:-1])
+        return float(batch_loss(online, online, learner._table, learner._popularity, learner._eligible, batch, SMALL.model_copy(update={"gamma": 0.0})).td)
+
+    assert td(1.0) == td(7.0) > 0
+
+
+def test_holdout_days_are_not_learnt_from(lake: Lake, settings: Settings) -> None:
+    land(lake, users=2, items=4)
+    changes = {"train": SMALL, "evaluate": Evaluate(holdout_days=3)}
+    training.run(lake, settings.model_copy(update=changes), D)
+    assert lake.read("gold.policies", ["steps"])["steps"].to_pylist() == [2 * (DAYS - 3)]
