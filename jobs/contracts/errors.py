@@ -63,8 +63,8 @@ class BadSource(NightjarError):
     """A public data set whose files are missing, or hold something else than the format says."""
 
 
-class LandingTaken(NightjarError):
-    """A landing folder to be written that holds something already."""
+class LandingUnwritable(NightjarError):
+    """A landing folder that can't be written: it holds something already, or the disk refuses."""
 
 
 class LakeUnwritable(NightjarError):

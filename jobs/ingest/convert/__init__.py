@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs.contracts.errors import LandingTaken, UnknownFormat
+from jobs.contracts.errors import LandingUnwritable, UnknownFormat
 from jobs.ingest.convert import movietweetings, taobao
 from jobs.ingest.convert.writer import LandingWriter
 
@@ -19,7 +19,7 @@ _FORMATS: dict[str, tuple[Callable[[Path, LandingWriter], None], str]] = {
 def convert(format: str, source: Path, landing: Path) -> None:
     """Write the data set in `source` to a new landing folder, with its nightjar.toml; same source, same bytes.
 
-    Raises UnknownFormat; BadSource when the files are missing or hold something else; LandingTaken when `landing` holds
+    Raises UnknownFormat; BadSource when the files are missing or hold something else; LandingUnwritable when `landing` holds
     something. The folder appears whole or not at all.
     """
     if format not in _FORMATS:
@@ -27,7 +27,7 @@ def convert(format: str, source: Path, landing: Path) -> None:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UnknownFormat(f"There is no format {format!r}.{hint} Formats: {', '.join(_FORMATS)}.")
     if landing.exists() and (not landing.is_dir() or any(landing.iterdir())):
-        raise LandingTaken(f"{landing} holds something already, and what is converted goes into a new folder. Name another one, or remove it.")
+        raise LandingUnwritable(f"{landing} holds something already, and what is converted goes into a new folder. Name another one, or remove it.")
     write, settings = _FORMATS[format]
     with LandingWriter(landing) as writer:
         write(source, writer)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from jobs.contracts.errors import LakeUnwritable
+from jobs.contracts.errors import LandingUnwritable
 from jobs.contracts.landing import feed_folder
 
 
@@ -31,7 +31,7 @@ class LandingWriter:
             self._landing.parent.mkdir(parents=True, exist_ok=True)
             self._draft = Path(tempfile.mkdtemp(prefix=f".{self._landing.name}.", dir=self._landing.parent))
         except OSError as error:
-            raise LakeUnwritable(f"{self._landing} can't be made: {error.strerror}. Name another landing folder.") from error
+            raise LandingUnwritable(f"{self._landing} can't be made: {error.strerror}. Name another landing folder.") from error
         return self
 
     def write(self, feed: str, day: date, line: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs.contracts.errors import BadSource, LandingTaken, NightjarError, UnknownFormat
+from jobs.contracts.errors import BadSource, LandingUnwritable, NightjarError, UnknownFormat
 from jobs.ingest.convert import convert
 from jobs.settings import CONFIG_VARIABLE, load_settings
 
@@ -120,6 +120,6 @@ def test_a_landing_folder_that_holds_something(source: Path, tmp_path: Path) -> 
     (tmp_path / "landing").mkdir()
     convert("taobao", source, tmp_path / "landing")
     before = digest(tmp_path / "landing")
-    with pytest.raises(LandingTaken, match="holds something already"):
+    with pytest.raises(LandingUnwritable, match="holds something already"):
         convert("taobao", source, tmp_path / "landing")
     assert digest(tmp_path / "landing") == before
