@@ -12,14 +12,13 @@ from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.steps import find_step
 from models.baselines import ItemKNN, Popularity, RecencyPopularity, Repeat
-from models.data import Bools, Ints, Ranker, Steps, day_number, load_availability, load_catalogue, load_steps
+from models.data import Bools, Ints, Ranker, Steps, day_number, load_availability, load_catalogue, load_steps, version_as_of
 from models.events import Candidates, Events, nightly, rolling, until
 from models.gate import POPULARITY, champion_before, policy_of
 from models.metrics import Estimate, Ranks, Resampling, coverage, gini, mean_popularity, ndcg_at, rank, recall_at, reciprocal_rank, top
 from models.network import popularity_by_day
 from models.ope import EstimatedBehaviour, importance_weights, snips, target_probabilities
 from models.policy import Policy
-from models.train import version_as_of
 
 CHALLENGER, CHAMPION, LOGGED = "challenger", "champion", "logged"
 
@@ -34,7 +33,7 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
     """
     inputs = lake.versions(find_step("evaluate").reads)
     window_start, held_out = day - timedelta(days=settings.train.window_days - 1), day - timedelta(days=settings.evaluate.holdout_days - 1)
-    inputs["gold.transitions"] = version = version_as_of(lake, day, window_start)
+    inputs["gold.transitions"] = version = version_as_of(lake, window_start, day)
     challenger, champion = policy_of(lake, day), champion_before(lake, day)
     catalogue = load_catalogue(lake, day)
     steps = load_steps(lake, catalogue, tuple(settings.event_types), window_start, day, version)

@@ -79,7 +79,16 @@ def test_reasons_are_sentences_with_the_numbers() -> None:
 
 
 def put_policy(lake: Lake, day: date, version: str) -> None:
-    row = {"policy_version": version, "path": f"policies/{version}", "trained_from": day, "trained_to": day, "steps": 9, "items": 9, "manifest": "{}", "day": day}
+    row = {
+        "policy_version": version,
+        "path": f"policies/{version}",
+        "trained_from": day,
+        "trained_to": day,
+        "steps": 9,
+        "items": 9,
+        "manifest": "{}",
+        "day": day,
+    }
     lake.replace("gold.policies", pa.Table.from_pylist([row], lake.schema("gold.policies")), "train", [day], {})
 
 
