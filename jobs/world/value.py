@@ -51,11 +51,14 @@ def print_values(landing: Path, settings: Settings, day: date | None, *, users: 
     """Print the true values of the policy served after `day` (None = newest), beside popularity's and the planners'."""
     values = true_values(landing, settings, day, users=users, seed=seed)
     published = {value.name: value for value in values.published}
-    table = Table(title=f"True reward per episode on the day after {values.day}; {users} users; policy {values.policy_version}")
+    table = Table(
+        title=f"True reward per episode on the day after {values.day}; {users} users; policy {values.policy_version}",
+        caption="± standard error; way = share of the way from popularity to the full-information planner",
+    )
     table.add_column("", no_wrap=True)
     for block in ("step by step", "as published"):
-        table.add_column(block, justify="right")
-        table.add_column("of the way", justify="right")
+        table.add_column(block, justify="right", no_wrap=True)
+        table.add_column("way", justify="right", no_wrap=True)
     for value in values.stepwise:
         table.add_row(value.name, *_cells(value), *(_cells(published[value.name]) if value.name in published else ("", "")))
     Console().print(table)
