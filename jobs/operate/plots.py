@@ -37,7 +37,7 @@ def intervals(points: Sequence[Point], title: str, reference: tuple[str, float] 
     if reference is not None:
         name, value = reference
         axes.axvline(value, color=REFERENCE, linestyle="--", linewidth=1.2, label=name)
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        axes.legend(frameon=False, fontsize=8, loc="lower left")
     axes.set_yticks(range(len(points)), [point.label for point in reversed(points)])
     axes.set_ylim(-0.6, len(points) - 0.4)
     axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))

@@ -6,6 +6,7 @@ import pytest
 from models import baselines
 from models.baselines import ItemKNN, Popularity, RecencyPopularity, Repeat
 from models.data import Floats, Ranker
+from models.events import Doubles
 from tests.models.made import CLICK, DAY, make
 
 ITEMS = 6
@@ -17,7 +18,8 @@ LOG = make(
 
 def scores_of(ranker: Ranker, user: int, end: int) -> Floats:
     """Scores for a user of LOG after the steps before its `end`-th."""
-    return ranker.score(LOG, np.array([user]), LOG.offsets[[user]] + end)[0]
+    scores: Floats = ranker.score(LOG, np.array([user]), LOG.offsets[[user]] + end)[0]
+    return scores
 
 
 def test_popularity_counts_rewarded_steps() -> None:
@@ -47,7 +49,7 @@ def test_repeat_of_a_user_without_a_past_is_popularity() -> None:
     assert scores_of(Repeat(LOG, ITEMS, [CLICK]), 1, 0) == pytest.approx(np.array([0, 3, 3, 0, 1, 0]) / 4)
 
 
-def dense_cosine(likes: Floats) -> Floats:
+def dense_cosine(likes: Doubles) -> Doubles:
     """Reference: cosine of all pairs of columns, by the definition; 0 on the diagonal and where a column is empty."""
     similarity = np.zeros((likes.shape[1], likes.shape[1]))
     for i in range(likes.shape[1]):

@@ -13,6 +13,7 @@ from models import evaluate, gate, train
 from models.baselines import Popularity
 from models.data import Bools, Floats, Ints, Steps
 from models.evaluate import Judgement, judge
+from models.events import until
 from tests.models.learner_lake import D, land
 from tests.models.made import DAY, make
 
@@ -91,12 +92,12 @@ def test_a_held_out_day_teaches_nobody(settings: Settings) -> None:
     changed = replace(steps, item=other_items, reward=np.where(steps.day > DAY, 1, steps.reward).astype(np.float32))
     users, ends = np.arange(40), steps.offsets[:-1] + 3
     for name in ("popularity", "recency_popularity", "repeat", "item_knn"):
-        before, after = (evaluate.baselines(evaluate.until(each, DAY), 9, DAY, settings)[name].score(each, users, ends) for each in (steps, changed))
+        before, after = (evaluate.baselines(until(each, DAY), 9, DAY, settings)[name].score(each, users, ends) for each in (steps, changed))
         np.testing.assert_array_equal(before, after)
 
 
 def test_nothing_held_out_is_told_and_not_a_crash(settings: Settings) -> None:
-    steps = evaluate.until(log(), DAY)
+    steps = until(log(), DAY)
     result = judged(steps, settings)
     assert result["challenger", "ndcg@10"].samples == 0
     assert result["challenger", "ndcg@10_minus_champion"].interval is None
@@ -139,4 +140,4 @@ def test_a_night_is_judged_from_the_lake(lake: Lake, settings: Settings) -> None
 def test_popularity_ranks_as_its_counts_say() -> None:
     steps = log()
     counts = np.bincount(steps.item[(steps.day == DAY) & (steps.reward > 0)], minlength=9)
-    assert Popularity(evaluate.until(steps, DAY), 9).score(steps, np.array([0]), np.array([0]))[0].tolist() == counts.tolist()
+    assert Popularity(until(steps, DAY), 9).score(steps, np.array([0]), np.array([0]))[0].tolist() == counts.tolist()

@@ -72,7 +72,7 @@ def test_the_whole_page(lake: Lake) -> None:
     path = write_report(lake, DAY)
     page = path.read_text()
     assert path == lake.root / "reports" / "2026-01-05.html"
-    told = (
+    told: tuple[str, ...] = (
         "Promoted: tonight",
         "Ranking holds: NDCG@10 is 0.2345.",
         "&lt;b&gt;sure",
