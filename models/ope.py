@@ -43,11 +43,11 @@ class Weights:
 
     @property
     def overlap(self) -> float:
-        """Mean weight, at most 1: the share of the policy's choices that the log could have made as well.
+        """Mean weight before the cut, at most 1: the share of the policy's choices that the log could have made as well.
 
         Its expectation is the probability that the policy puts on actions that the logging system may take: 1 with full support.
         """
-        return float(min(1.0, self.values.mean())) if len(self.values) else 0.0
+        return float(min(1.0, self.values.mean() / (1 - self.clipped_mass))) if len(self.values) else 0.0
 
 
 def importance_weights(target: Doubles, behaviour: Doubles) -> Weights:

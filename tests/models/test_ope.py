@@ -30,6 +30,8 @@ def test_weights_are_cut_off_at_the_root_of_n() -> None:
     weights = importance_weights(np.array([0.8, 0.1, 0.1, 0]), np.full(4, 0.1))
     assert weights.values.tolist() == pytest.approx([2, 1, 1, 0])
     assert weights.clipped_mass == pytest.approx(0.6)
+    assert importance_weights(np.array([0.8, 0, 0, 0]), np.full(4, 0.4)).overlap == pytest.approx(0.5)  # 2 of 4, cut or not
+    assert importance_weights(np.array([0.3, 0, 0, 0]), np.full(4, 0.1)).overlap == pytest.approx(0.75)  # 3 of 4, though cut to 2
 
 
 def test_target_probabilities_by_hand() -> None:
