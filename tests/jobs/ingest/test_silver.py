@@ -1,17 +1,16 @@
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterable
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pytest
 
 from jobs.contracts.days import DayRange
 from jobs.contracts.errors import NotReady
-from jobs.ingest import bronze, silver
+from jobs.ingest import silver
 from jobs.lake import Lake
 from jobs.settings import Settings
 
@@ -22,30 +21,23 @@ DAYS = [date(2026, 1, 1) + timedelta(days=offset) for offset in range(4)]
 Event = tuple[str, int, int]  # id, index of its day, value: what tells copies apart
 
 
-def land(landing: Path, feed: str, day: date, lines: Iterable[dict[str, Any]], part: str = "p") -> None:
-    path = landing / feed / f"ds={day}" / f"{part}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+def bring(lake: Lake, table: str, day: int, rows: list[dict[str, Any]]) -> None:
+    """Write what one arrival day brought, each row a line of the file p, with null where the test says nothing."""
+    names = lake.schema(table).names
+    lines = [{"source_file": "p", "source_line": number, "arrival_day": DAYS[day], **row} for number, row in enumerate(rows, start=1)]
+    columns = {name: [line.get(name) for line in lines] for name in names}
+    lake.replace(table, pa.table(columns, schema=lake.schema(table)), "bronze", [DAYS[day]], {})
 
 
-def line(event: Event) -> dict[str, Any]:
-    name, day, value = event
-    time = datetime.combine(DAYS[day], datetime.min.time(), UTC) + timedelta(hours=1)
-    return {"event_id": name, "user_id": "u", "item_id": "i", "event_type": "click", "event_time": time.isoformat(), "value": value}
+def bring_events(lake: Lake, arrivals: dict[int, list[Event]]) -> None:
+    fixed = {"user_id": "u", "item_id": "i", "event_type": "click"}
+    for arrival, events in arrivals.items():
+        stamped = [(name, DAYS[day], datetime.combine(DAYS[day], time(1), UTC), float(value)) for name, day, value in events]
+        rows = [{**fixed, "event_id": name, "event_day": day, "event_time": when, "value": value} for name, day, when, value in stamped]
+        bring(lake, "bronze.events", arrival, rows)
 
 
-def land_events(landing: Path, arrivals: dict[int, list[Event]]) -> None:
-    for day, events in arrivals.items():
-        land(landing, "events", DAYS[day], map(line, events))
-
-
-def make(spark: SparkSession, lake: Lake, settings: Settings, *days: int) -> None:
-    wanted = DayRange(DAYS[days[0]], DAYS[days[-1]])
-    bronze.run(spark, lake, settings, wanted)
-    silver.run(spark, lake, settings, wanted)
-
-
-def rows(lake: Lake) -> list[tuple[str, date, date, float]]:
+def interactions(lake: Lake) -> list[tuple[str, date, date, float]]:
     return sorted((row["event_id"], row["arrival_day"], row["day"], row["value"]) for row in lake.read("silver.interactions").to_pylist())
 
 
@@ -59,9 +51,9 @@ def first_arrivals(arrivals: dict[int, list[Event]]) -> list[tuple[str, date, da
 
 
 def test_late_repeated_and_redelivered_events(spark: SparkSession, lake: Lake, settings: Settings) -> None:
-    """Night after night, then in one pass, then with a day delivered again: always the first arrivals.
+    """One night, three in one pass, then a day delivered again: always the first arrivals, and no day is written that nothing touches.
 
-    `b` comes again with another event day, and `a`'s first copy is withdrawn, so that its second one must come to light.
+    `b` comes again with another event day; `a`'s first copy is withdrawn, so that its second one, of another day, comes to light.
     """
     arrivals: dict[int, list[Event]] = {
         0: [("a", 0, 1), ("b", 0, 2), ("b", 0, 3), ("c", 0, 4)],
@@ -69,42 +61,54 @@ def test_late_repeated_and_redelivered_events(spark: SparkSession, lake: Lake, s
         2: [],
         3: [("f", 3, 9), ("e", 0, 10), ("d", 0, 11)],
     }
-    land_events(settings.landing_path, arrivals)
     for day in range(4):
-        make(spark, lake, settings, day)
-        assert rows(lake) == first_arrivals({arrival: events for arrival, events in arrivals.items() if arrival <= day})
+        bring(lake, "bronze.items", day, [{"item_id": "x", "price": float(day // 2)}])
+        bring(lake, "bronze.users", day, [{"user_id": "u"}])
+    bring_events(lake, {0: arrivals[0]})
+    silver.run(spark, lake, settings, DayRange(DAYS[0], DAYS[0]))
+    assert interactions(lake) == first_arrivals({0: arrivals[0]})
+
+    bring_events(lake, arrivals)
+    silver.run(spark, lake, settings, DayRange(DAYS[1], DAYS[3]))
+    assert interactions(lake) == first_arrivals(arrivals)
     assert lake.done("silver.interactions") == set(DAYS)
-    night_after_night = rows(lake)
-    at_once = Lake(lake.root / "again", lake.event_types)
-    make(spark, at_once, settings, 0, 3)
-    assert rows(at_once) == night_after_night == first_arrivals(arrivals)
 
     arrivals[0] = [("c", 0, 12)]
-    land_events(settings.landing_path, arrivals)
-    make(spark, lake, settings, 0)
-    assert rows(lake) == first_arrivals(arrivals)
+    bring_events(lake, {0: arrivals[0]})
+    files = {path: path.stat().st_mtime_ns for path in Path(lake.path("silver.interactions"), f"day={DAYS[3]}").iterdir()}
+    silver.run(spark, lake, settings, DayRange(DAYS[0], DAYS[0]))
+    assert interactions(lake) == first_arrivals(arrivals)
+    assert {path: path.stat().st_mtime_ns for path in Path(lake.path("silver.interactions"), f"day={DAYS[3]}").iterdir()} == files
     last = lake.commits("silver.interactions")[-1]
     assert last.days == {DAYS[0]}
     assert last.inputs == {"bronze.events": lake.version("bronze.events")}
-
-
-def test_validity(spark: SparkSession, lake: Lake, settings: Settings) -> None:
-    landing = settings.landing_path
-    same = {"item_id": "x", "price": 1, "attributes": {"a": 1, "b": 2}}
-    turned = {"item_id": "x", "price": 1.0, "attributes": {"b": 2, "a": 1}}
-    land(landing, "items", DAYS[0], [{"item_id": "x", "price": 9}, same, {"item_id": "y", "title": "T"}])
-    land(landing, "items", DAYS[1], [turned])
-    land(landing, "items", DAYS[2], [{"item_id": "x", "price": 2}], part="b")
-    land(landing, "items", DAYS[2], [{"item_id": "x", "price": 3}], part="a")
-    land(landing, "items", DAYS[3], [same])
-    land(landing, "users", DAYS[1], [{"user_id": 7}])
-    land(landing, "users", DAYS[3], [{"user_id": 7, "attributes": {"k": "v"}}])
-    make(spark, lake, settings, 0, 3)
-    make(spark, lake, settings, 1)
     items = sorted((row["item_id"], row["valid_from"], row["valid_to"], row["price"]) for row in lake.read("silver.items").to_pylist())
-    assert items == [("x", DAYS[0], DAYS[2], 1.0), ("x", DAYS[2], DAYS[3], 2.0), ("x", DAYS[3], None, 1.0), ("y", DAYS[0], None, None)]
-    users = sorted((row["user_id"], row["valid_from"], row["valid_to"], row["attributes"]) for row in lake.read("silver.users").to_pylist())
-    assert users == [("7", DAYS[1], DAYS[3], None), ("7", DAYS[3], None, [("k", "v")])]
+    assert items == [("x", DAYS[0], DAYS[2], 0.0), ("x", DAYS[2], None, 1.0)]
+    assert [(row["user_id"], row["valid_from"], row["valid_to"]) for row in lake.read("silver.users").to_pylist()] == [("u", DAYS[0], None)]
+
+
+def test_validity(spark: SparkSession) -> None:
+    """The last line of a day counts; the order of a map's entries says nothing; what returns is a new interval."""
+    first, turned = {"a": "1", "b": "2"}, {"b": "2", "a": "1"}
+    rows = [
+        ("x", 9.0, None, DAYS[0], "p", 1),
+        ("x", 1.0, first, DAYS[0], "p", 2),
+        ("x", 1.0, turned, DAYS[1], "p", 1),
+        ("x", 2.0, None, DAYS[2], "q", 1),
+        ("x", 3.0, None, DAYS[2], "p", 7),
+        ("x", 1.0, first, DAYS[3], "p", 1),
+        ("y", None, None, DAYS[1], "p", 3),
+        ("y", None, first, DAYS[3], "p", 2),
+    ]
+    frame = spark.createDataFrame(rows, "id string, price double, attributes map<string,string>, arrival_day date, source_file string, source_line bigint")
+    found = silver.validity(frame, "id", ["price", "attributes"]).orderBy("id", "valid_from").collect()
+    assert [tuple(row) for row in found] == [
+        ("x", 1.0, first, DAYS[0], DAYS[2]),
+        ("x", 2.0, None, DAYS[2], DAYS[3]),
+        ("x", 1.0, first, DAYS[3], None),
+        ("y", None, None, DAYS[1], DAYS[3]),
+        ("y", None, first, DAYS[3], None),
+    ]
 
 
 def test_bronze_must_hold_the_days(spark: SparkSession, lake: Lake, settings: Settings) -> None:
