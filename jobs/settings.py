@@ -55,13 +55,13 @@ class Train(_Section):
     context: int = Field(64, ge=2, description="last steps of a user that the state sees")
     dropout: float = Field(0.1, ge=0, lt=1)
     id_dropout: float = Field(0.05, ge=0, lt=1, description="share of the items that train without a vector of their own, so that content learns to score")
-    epochs: int = Field(4, ge=1)
+    epochs: int = Field(3, ge=1)
     batch_steps: int = Field(2048, ge=16, description="steps in a batch")
     learning_rate: float = Field(2e-3, gt=0)
     gamma: float = Field(0.9, ge=0, lt=1, description="discount per step")
     n_step: int = Field(5, ge=1, description="steps of reward before the bootstrap")
-    alpha: float = Field(0.1, ge=0, description="weight of the conservative penalty: small seeks return, large clones the log")
-    supervised: float = Field(0.1, ge=0, description="weight of the cross-entropy of rewarded steps")
+    alpha: float = Field(0.02, ge=0, description="weight of the conservative penalty: small seeks return, large clones the log")
+    supervised: float = Field(0.02, ge=0, description="weight of the cross-entropy of rewarded steps")
     target_rate: float = Field(0.01, gt=0, le=1, description="share of the online net that the target net takes over each step")
 
 

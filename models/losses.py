@@ -9,13 +9,20 @@ import torch
 from torch import Tensor
 
 from models.data import END_CODES
+from models.network import ItemTable, Network, States, Windows
 
 _CHUNK_SCORES = 4_000_000  # scores held at once
 
 
+def by_category(step_category: Tensor, kin: Tensor, categories: int) -> Tensor:
+    """Sums of `kin` [states, steps] over the steps of each category int64[states, steps]: [states, categories + 1], 0 for category 0."""
+    summed = kin.new_zeros(len(kin), categories + 1).scatter_add(1, step_category, kin)
+    return summed * (torch.arange(categories + 1, device=kin.device) > 0)
+
+
 @dataclass(frozen=True)
 class Head:
-    """What scores the items in some states: z = query·key + bias + weights·popularity[day] + the terms of items met."""
+    """What scores the items in some states: z = query·key + bias + weights·popularity[day] + kin[leaf] + the terms of items met."""
 
     query: Tensor  # [states, dim]
     keys: Tensor  # [items, dim]
@@ -23,8 +30,21 @@ class Head:
     weights: Tensor  # [states, features]
     popularity: Tensor  # [days, items, features]
     day: Tensor  # int64[states] index into days
+    leaf: Tensor  # int64[items] category of each item; 0 = none
+    kin: Tensor  # [states, categories + 1] term of each category; 0 for none
     met_item: Tensor  # int64[states, met]; 0 = none, else each item at most once
     meeting: Tensor  # [states, met]; -inf = an item that may not be chosen again
+
+
+def head_of(
+    network: Network, windows: Windows, states: States, table: ItemTable, vectors: Tensor, bias: Tensor, popularity: Tensor, day: Tensor, chosen: Tensor
+) -> Head:
+    """The head in some states of windows: `chosen` is bool[windows, length + 1], `day` int64[chosen states]."""
+    step_category = table.leaf[windows.item][:, None, :].expand_as(states.kin)[chosen]
+    kin = by_category(step_category, states.kin[chosen], network.categories)
+    return Head(
+        states.query[chosen], vectors, bias, states.popularity[chosen], popularity, day, table.leaf, kin, states.met_item[chosen], states.meeting[chosen]
+    )
 
 
 def chosen_score(head: Head, action: Tensor) -> Tensor:
@@ -34,6 +54,7 @@ def chosen_score(head: Head, action: Tensor) -> Tensor:
         (head.query * head.keys[action]).sum(1)
         + head.bias[action]
         + (head.weights * head.popularity[head.day, action]).sum(1)
+        + head.kin.gather(1, head.leaf[action][:, None]).squeeze(1)
         + torch.where(met, head.meeting, 0.0).sum(1)
     )
 
@@ -45,8 +66,8 @@ def catalogue_logsumexp(head: Head, eligible: Tensor, weight: Tensor) -> tuple[T
     so that no array of states by items is ever held. Returns a scalar, which alone has a gradient, float32[states] and int64[states].
     In a state without any eligible item the logsumexp counts as 0, and the best item is 0.
     """
-    arguments = (head.query, head.keys, head.bias, head.weights, head.popularity, head.day, head.met_item, head.meeting, eligible, weight)
-    total, lse, best = _CatalogueLogsumexp.apply(*arguments)  # type: ignore[no-untyped-call]
+    arguments = (head.query, head.keys, head.bias, head.weights, head.popularity, head.day, head.leaf, head.kin, head.met_item, head.meeting)
+    total, lse, best = _CatalogueLogsumexp.apply(*arguments, eligible, weight)  # type: ignore[no-untyped-call]
     return total, lse, best
 
 
@@ -55,6 +76,7 @@ def all_scores(head: Head) -> Tensor:
     """z of every item in every state, all of the first day: [states, items]."""
     scores = torch.addmm(head.bias, head.query, head.keys.T)
     scores.addmm_(head.weights, head.popularity[0].T)
+    scores += head.kin.index_select(1, head.leaf)
     return scores.scatter_add_(1, head.met_item, head.meeting)
 
 
@@ -68,18 +90,21 @@ class _CatalogueLogsumexp(torch.autograd.Function):
         weights: Tensor,
         popularity: Tensor,
         day: Tensor,
+        leaf: Tensor,
+        kin: Tensor,
         met_item: Tensor,
         meeting: Tensor,
         eligible: Tensor,
         weight: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         lse, best = torch.zeros_like(weight), torch.zeros_like(day)
-        gradients = [torch.zeros_like(tensor) for tensor in (query, keys, bias, weights, meeting)]
-        grad_query, grad_keys, grad_bias, grad_weights, grad_meeting = gradients
+        gradients = [torch.zeros_like(tensor) for tensor in (query, keys, bias, weights, kin, meeting)]
+        grad_query, grad_keys, grad_bias, grad_weights, grad_kin, grad_meeting = gradients
         for rows in _chunks(day, len(keys)):
             today = day[rows[0]]
             scores = torch.addmm(bias.masked_fill(~eligible[today], -torch.inf), query[rows], keys.T)
             scores.addmm_(weights[rows], popularity[today].T)
+            scores += kin[rows].index_select(1, leaf)
             scores.scatter_add_(1, met_item[rows], meeting[rows])
             highest, best[rows] = scores.max(1)
             highest = torch.where(highest.isfinite(), highest, 0.0)
@@ -93,6 +118,7 @@ class _CatalogueLogsumexp(torch.autograd.Function):
             grad_keys.addmm_(scores.T, query[rows])
             grad_bias += scores.sum(0)
             grad_weights[rows] = scores @ popularity[today]
+            grad_kin[rows] = torch.zeros_like(kin[rows]).index_add_(1, leaf, scores)
             grad_meeting[rows] = scores.gather(1, met_item[rows])
         context.save_for_backward(*gradients)
         context.mark_non_differentiable(lse, best)
@@ -100,8 +126,8 @@ class _CatalogueLogsumexp(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        grad_query, grad_keys, grad_bias, grad_weights, grad_meeting = (grad_outputs[0] * gradient for gradient in context.saved_tensors)
-        return grad_query, grad_keys, grad_bias, grad_weights, None, None, None, grad_meeting, None, None
+        grad_query, grad_keys, grad_bias, grad_weights, grad_kin, grad_meeting = (grad_outputs[0] * gradient for gradient in context.saved_tensors)
+        return grad_query, grad_keys, grad_bias, grad_weights, None, None, None, grad_kin, None, grad_meeting, None, None
 
 
 def _chunks(day: Tensor, items: int) -> list[Tensor]:

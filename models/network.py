@@ -1,9 +1,10 @@
 """The network: a causal pass over a user's steps gives a state before each step; one head scores every item in that state.
 
-    z(s, a) = f(s)·g(a) + b(a) + w(s)·popularity(a) + meeting(s, a)        Q(s, a) = V(s) + z(s, a)
+    z(s, a) = f(s)·g(a) + b(a) + w(s)·popularity(a) + meeting(s, a) + kin(s, a)        Q(s, a) = V(s) + z(s, a)
 
 g(a) is the item's own vector plus those of its category path, so an item without a history is scored by its content.
-The meeting term is for the items that the window of the user holds, and for no other.
+The meeting term is for the items that the window of the user holds, and for no other: when, how often and how each was last met.
+The kin term is for the items of the categories that it holds: a sum over all steps of the category, by how long ago and how they ended.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class ItemTable:
     """What the network knows of the items that it ranks: index into its vocabulary, and categories."""
 
     ids: Tensor  # int64[items]; 0 = not in the vocabulary
-    categories: Tensor  # int64[items, depth]; 0 = none
+    categories: Tensor  # int64[items, depth] the path's categories; 0 = none
+    leaf: Tensor  # int64[items] the last of them; 0 = none
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class States:
     popularity: Tensor  # [windows, length + 1, POPULARITY_FEATURES] weights
     met_item: Tensor  # int64[windows, length + 1, length]: item whose last meeting was there; 0 = none
     meeting: Tensor  # [windows, length + 1, length]: its meeting term
+    kin: Tensor  # [windows, length + 1, length]: what each step before adds to the items of its category; 0 for the steps after
 
 
 def category_paths(categories: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -85,7 +88,8 @@ def item_table(item_ids: Sequence[str], categories: Sequence[tuple[str, ...]], c
     for row, path in zip(codes, catalogue.categories, strict=True):
         row[: len(path)] = [paths.get(path[:level], 0) for level in range(1, len(path) + 1)]
     ids = np.array([known.get(item_id, 0) for item_id in catalogue.item_ids], dtype=np.int64)
-    return ItemTable(torch.from_numpy(ids).to(device), torch.from_numpy(codes).to(device))
+    leaf = np.array([paths.get(path, 0) for path in catalogue.categories], dtype=np.int64)
+    return ItemTable(*(torch.from_numpy(values).to(device) for values in (ids, codes, leaf)))
 
 
 def popularity_by_day(steps: Steps, items: int, first_day: int, days: int) -> Floats:
@@ -141,7 +145,7 @@ class Network(nn.Module):
 
     def __init__(self, config: NetworkConfig, items: int, categories: int) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.categories = config, categories
         dim, kinds = config.dim, len(config.event_types) + 1
         self.item_vector = nn.Embedding(items + 1, dim)
         self.item_bias = nn.Embedding(items + 1, 1)
@@ -163,6 +167,10 @@ class Network(nn.Module):
         self.meeting_count = nn.Embedding(_COUNT_BUCKETS, _MEETING_DIM)
         self.meeting_event = nn.Embedding(kinds, _MEETING_DIM)
         self.meeting_response = nn.Embedding(kinds, _MEETING_DIM)
+        self.kin_query = nn.Linear(dim, _MEETING_DIM)
+        self.kin_steps = nn.Parameter(torch.zeros(config.context + 1, _MEETING_DIM))
+        self.kin_event = nn.Embedding(kinds, _MEETING_DIM)
+        self.kin_response = nn.Embedding(kinds, _MEETING_DIM)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -170,12 +178,13 @@ class Network(nn.Module):
             nn.init.normal_(table.weight, std=self.config.dim**-0.5)
         for table in (self.event, self.response, self.gap):
             nn.init.normal_(table.weight, std=0.02)
-        for table in (self.item_bias, self.meeting_count, self.meeting_event, self.meeting_response):
+        for table in (self.item_bias, self.meeting_count, self.meeting_event, self.meeting_response, self.kin_event, self.kin_response):
             nn.init.zeros_(table.weight)
         for layer in (self.popularity, self.value):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        nn.init.ones_(self.meeting_query.bias)  # the meeting tables start at 0: a gate of 0 would never let them learn
+        for query in (self.meeting_query, self.kin_query):
+            nn.init.ones_(query.bias)  # the tables that it meets start at 0
         with torch.no_grad():
             self.item_vector.weight[0].zero_()
             self.category_vector.weight[0].zero_()
@@ -198,7 +207,7 @@ class Network(nn.Module):
             hidden = block(hidden, turn)
         hidden = self.norm(hidden)
         met_item, meeting = self._meetings(windows, hidden)
-        return States(self.query(hidden), self.value(hidden).squeeze(2), self.popularity(hidden), met_item, meeting)
+        return States(self.query(hidden), self.value(hidden).squeeze(2), self.popularity(hidden), met_item, meeting, self._kin(windows, hidden))
 
     def _meetings(self, windows: Windows, hidden: Tensor) -> tuple[Tensor, Tensor]:
         length, device = windows.item.shape[1], hidden.device
@@ -218,6 +227,15 @@ class Network(nn.Module):
         by_distance = (query @ self.meeting_steps.T).gather(2, steps_ago) + (query @ self.meeting_time.T).gather(2, time_ago)
         value = (by_step + by_distance).masked_fill(~last, 0.0)
         return windows.item[:, None, :] * last, value
+
+    def _kin(self, windows: Windows, hidden: Tensor) -> Tensor:
+        length, device = windows.item.shape[1], hidden.device
+        steps_ago = torch.arange(length + 1, device=device)[:, None] - torch.arange(length, device=device)
+        query = self.kin_query(hidden) / math.sqrt(_MEETING_DIM)
+        by_step = query @ (self.kin_event(windows.event) + self.kin_response(windows.response)).transpose(1, 2)
+        by_distance = (query @ self.kin_steps.T).gather(2, steps_ago.clamp(0, self.config.context).expand_as(by_step))
+        kin: Tensor = (by_step + by_distance).masked_fill(steps_ago <= 0, 0.0)
+        return kin
 
 
 class Block(nn.Module):

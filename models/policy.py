@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from jobs.contracts.errors import NotReady
 from models.data import Catalogue, Floats, Ints, Steps
-from models.losses import Head, all_scores
+from models.losses import Head, all_scores, head_of
 from models.network import Network, NetworkConfig, Windows, category_paths, item_table, windows_of
 
 _BATCH = 256
@@ -40,8 +40,9 @@ class Policy:
         self._network = network.eval()
         self._device = next(network.parameters()).device
         self._popularity = torch.from_numpy(popularity)[None].to(self._device)
+        self._table = item_table(item_ids, categories, catalogue, self._device)
         with torch.no_grad():
-            self._vectors, self._bias = network.items(item_table(item_ids, categories, catalogue, self._device))
+            self._vectors, self._bias = network.items(self._table)
 
     @classmethod
     def load(cls, folder: Path, catalogue: Catalogue, popularity: Floats | None = None) -> Self:
@@ -93,18 +94,10 @@ class Policy:
     def _last_states(self, windows: Windows) -> tuple[Head, torch.Tensor]:
         """The head in the state after the last step of each window, and V there."""
         states = self._network.states(windows, self._vectors)
-        rows, last = torch.arange(len(windows.length), device=self._device), windows.length
-        head = Head(
-            states.query[rows, last],
-            self._vectors,
-            self._bias,
-            states.popularity[rows, last],
-            self._popularity,
-            torch.zeros_like(last),
-            states.met_item[rows, last],
-            states.meeting[rows, last],
-        )
-        return head, states.value[rows, last]
+        last = torch.arange(states.value.shape[1], device=self._device) == windows.length[:, None]
+        day = torch.zeros_like(windows.length)
+        head = head_of(self._network, windows, states, self._table, self._vectors, self._bias, self._popularity, day, last)
+        return head, states.value[last]
 
 
 def save_policy(folder: Path, network: Network, catalogue: Catalogue, popularity: Floats, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:

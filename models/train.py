@@ -14,7 +14,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
 import numpy as np
@@ -27,8 +27,8 @@ from jobs.lake import Lake, revision
 from jobs.settings import Settings, Train
 from jobs.steps import find_step
 from models.data import Bools, Catalogue, Floats, Ints, Steps, day_number, load_availability, load_catalogue, load_steps, version_as_of
-from models.losses import Head, catalogue_logsumexp, chosen_score, n_step_targets
-from models.network import ItemTable, Network, NetworkConfig, States, Windows, category_paths, item_table, popularity_by_day, windows_of
+from models.losses import catalogue_logsumexp, chosen_score, head_of, n_step_targets
+from models.network import ItemTable, Network, NetworkConfig, Windows, category_paths, item_table, popularity_by_day, windows_of
 from models.policy import device_of_choice, save_policy
 from models.progress import training_progress
 
@@ -251,20 +251,22 @@ def batch_loss(online: Network, target: Network, table: ItemTable, popularity: T
     place = torch.arange(windows.item.shape[1] + 1, device=windows.item.device)
     chosen = (place >= batch.fresh[:, None]) & (place <= windows.length[:, None])  # the state after the last step too: the bootstrap needs it
     day = torch.cat([batch.day, batch.day[:, -1:]], dim=1)[chosen]  # a batch's rows repeat the last step behind the end
-    head = _head(states, vectors, bias, popularity, day, chosen, online.config.repeats)
-    target_head = _head(target_states, target_vectors, target_bias, popularity, day, chosen, repeats=True)
+    head = head_of(online, windows, states, table, vectors, bias, popularity, day, chosen)
+    target_head = head_of(target, windows, target_states, table, target_vectors, target_bias, popularity, day, chosen)
 
     acts = (place < windows.length[:, None])[chosen]
     action = torch.where(acts, torch.nn.functional.pad(windows.item, (0, 1))[chosen], 0)
     reward = torch.where(acts, torch.nn.functional.pad(batch.reward, (0, 1))[chosen], 0.0)
     learnt = action > 0
+    choosable = head
     if not online.config.repeats:
         learnt &= ~(head.met_item == action[:, None]).any(1)
+        choosable = replace(head, meeting=head.meeting.masked_fill(head.met_item > 0, -torch.inf))
     share = learnt / learnt.sum().clamp(min=1)
     is_positive = reward > 0
     weight = share * (train.alpha + train.supervised * is_positive)
 
-    summed, lse, best = catalogue_logsumexp(head, eligible, weight)
+    summed, lse, best = catalogue_logsumexp(choosable, eligible, weight)
     z = chosen_score(head, action)
     z = torch.where(learnt, z, 0.0)
     gap = torch.where(learnt, lse - z.detach(), 0.0)
@@ -278,10 +280,3 @@ def batch_loss(online: Network, target: Network, table: ItemTable, popularity: T
     td = (error**2 * share).sum()
     total = td + summed - (weight * z).sum()
     return Loss(total, td.detach(), (share * gap).sum(), (share * is_positive * gap).sum())
-
-
-def _head(states: States, vectors: Tensor, bias: Tensor, popularity: Tensor, day: Tensor, chosen: Tensor, repeats: bool) -> Head:
-    met_item, meeting = states.met_item[chosen], states.meeting[chosen]
-    if not repeats:
-        meeting = meeting.masked_fill(met_item > 0, -torch.inf)
-    return Head(states.query[chosen], vectors, bias, states.popularity[chosen], popularity, day, met_item, meeting)

@@ -11,7 +11,7 @@ from models import losses
 from models.data import END_CODES
 from models.losses import Head, all_scores, catalogue_logsumexp, chosen_score, n_step_targets
 
-DAYS, STATES, ITEMS, DIM, FEATURES = 3, 17, 11, 4, 2
+DAYS, STATES, ITEMS, DIM, FEATURES, CATEGORIES = 3, 17, 11, 4, 2, 3
 
 
 def head(seed: int = 0, items: int = ITEMS) -> Head:
@@ -24,7 +24,8 @@ def head(seed: int = 0, items: int = ITEMS) -> Head:
     met = torch.tensor([1, 0, 5]).repeat(STATES, 1)
     meeting = (torch.randn(STATES, 3, generator=draw, dtype=torch.float64) * (met > 0)).requires_grad_()
     popularity = torch.randn(DAYS, items, FEATURES, generator=draw, dtype=torch.float64)
-    return Head(leaf(STATES, DIM), leaf(items, DIM), leaf(items), leaf(STATES, FEATURES), popularity, torch.arange(STATES) % DAYS, met, meeting)
+    category, kin = torch.arange(items) % (CATEGORIES + 1), leaf(STATES, CATEGORIES + 1)
+    return Head(leaf(STATES, DIM), leaf(items, DIM), leaf(items), leaf(STATES, FEATURES), popularity, torch.arange(STATES) % DAYS, category, kin, met, meeting)
 
 
 def eligible(items: int = ITEMS) -> Tensor:
@@ -37,11 +38,12 @@ def eligible(items: int = ITEMS) -> Tensor:
 def dense(states: Head) -> Tensor:
     """z by its definition: [states, items]."""
     scores = states.query @ states.keys.T + states.bias + torch.einsum("sf,sif->si", states.weights, states.popularity[states.day])
+    scores = scores + states.kin[:, states.leaf]
     return scores.scatter_add(1, states.met_item, states.meeting)
 
 
 def leaves(states: Head) -> list[Tensor]:
-    return [states.query, states.keys, states.bias, states.weights, states.meeting]
+    return [states.query, states.keys, states.bias, states.weights, states.kin, states.meeting]
 
 
 @pytest.mark.parametrize("scores_at_once", [ITEMS, 5 * ITEMS, 10**6])
@@ -87,6 +89,7 @@ def test_items_that_are_not_eligible_change_nothing() -> None:
         states,
         keys=torch.cat([states.keys, 50 * torch.ones(more, DIM, dtype=torch.float64)]),
         bias=torch.cat([states.bias, 50 * torch.ones(more, dtype=torch.float64)]),
+        leaf=torch.cat([states.leaf, torch.ones(more, dtype=torch.int64)]),
         popularity=torch.cat([states.popularity, torch.ones(DAYS, more, FEATURES, dtype=torch.float64)], dim=1),
     )
     allowed = torch.cat([eligible(), torch.zeros(DAYS, more, dtype=torch.bool)], dim=1)
@@ -105,7 +108,7 @@ def test_an_item_that_may_not_come_again_never_wins_and_gets_no_gradient() -> No
     gradient = torch.autograd.grad(total, leaves(barred))
     assert not set(best.tolist()) & {0, 1, 5}
     assert gradient[2][[0, 1, 5]].abs().max() == 0
-    assert gradient[4].abs().max() == 0
+    assert gradient[5].abs().max() == 0
 
 
 def test_a_state_without_a_candidate_costs_nothing() -> None:
@@ -118,6 +121,12 @@ def test_a_state_without_a_candidate_costs_nothing() -> None:
 def test_scores_of_all_items_are_those_of_the_first_day() -> None:
     states = dataclasses.replace(head(), day=torch.zeros(STATES, dtype=torch.int64))
     torch.testing.assert_close(all_scores(states), dense(states).detach())
+
+
+def test_kin_is_summed_by_category() -> None:
+    """Steps of the categories 2 0 2 1 with terms 1 10 3 5: none, 5 for 1, 4 for 2, nothing for 3."""
+    found = losses.by_category(torch.tensor([[2, 0, 2, 1]]), torch.tensor([[1.0, 10, 3, 5]]), 3)
+    assert found.tolist() == [[0, 5, 4, 0]]
 
 
 def targets(

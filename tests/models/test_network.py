@@ -25,9 +25,9 @@ def test_later_steps_change_no_earlier_state() -> None:
     with torch.no_grad():
         vectors, _ = made.items(table(items))
         one, two = (made.states(windows_of(kind, *whole, CPU), vectors) for kind in (log, other))
-    for name in ("query", "value", "popularity", "meeting", "met_item"):
+    for name in ("query", "value", "popularity", "kin", "meeting", "met_item"):
         before, after = getattr(one, name), getattr(two, name)
-        shared = np.s_[:, :6, :5] if name in ("meeting", "met_item") else np.s_[:, :6]
+        shared = np.s_[:, :6, :5] if name in ("kin", "meeting", "met_item") else np.s_[:, :6]
         torch.testing.assert_close(before[shared], after[shared], atol=1e-6, rtol=0)
     assert (one.query[:, 6:] - two.query[:, 6:]).abs().max() > 1e-3
 
