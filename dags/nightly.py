@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from datetime import UTC, date, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from airflow.providers.standard.operators.bash import BashOperator
@@ -16,6 +16,9 @@ from airflow.sdk import DAG, CronDataIntervalTimetable, Param
 from jobs.contracts.days import parse_day
 from jobs.contracts.errors import BadDay
 from jobs.steps import find_step
+
+if TYPE_CHECKING:
+    from airflow.sdk.types import DagRunProtocol
 
 POOLS = {"spark": "spark", "torch": "gpu"}
 NOT_READY = 1  # exit status of `nightjar ready` for a day that is not there yet
@@ -66,7 +69,7 @@ def data_day(context: Mapping[str, Any]) -> date:
     that begins after the logical date contradicts it (`airflow dags trigger --logical-date` takes it from the clock).
     Raises BadDay for a text that is no day, for that contradiction, and for a run that knows none of the four.
     """
-    dag_run = context["dag_run"]
+    dag_run: DagRunProtocol = context["dag_run"]
     named = context["params"].get("day") or dag_run.partition_key
     if named:
         return parse_day(named)

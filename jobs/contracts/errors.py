@@ -75,6 +75,10 @@ class AuditFailed(NightjarError):
     """Rows that break a check; nothing is published."""
 
 
+class OlderThanServed(NightjarError):
+    """Lists older than those that are served."""
+
+
 class EngineMissing(NightjarError):
     """Java, the Delta JARs or a package that a step needs is not there or does not fit."""
 

@@ -182,7 +182,9 @@ class EmbeddedAirflow:
 
 def marked(home: Path) -> dict[str, str]:
     """The environment of this process, less any settings of another Airflow, with the mark by which `stop` knows its own."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")} | {MARK: str(home.absolute())}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+    # SPT_NOENV: setproctitle, with which Airflow names its processes, would write over the mark.
+    return inherited | {MARK: str(home.absolute()), "SPT_NOENV": "1"}
 
 
 def running(home: Path) -> list[psutil.Process]:

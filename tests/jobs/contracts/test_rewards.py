@@ -57,7 +57,7 @@ def test_an_expression_is_worth_what_it_says(spark: SparkSession) -> None:
         ("1 / 0.0", "expected a number other than 0 to divide by at position 5 of '1 / 0.0', got 0.0"),
         ("1e999", "expected a number below 1e308 at position 1 of '1e999', got 1e999"),
         ("1;  drop", "';' at position 2 of '1;  drop' has no meaning here"),
-        ("2  'x'", "\"'\" at position 4 of "),
+        ("2  'x'", '"\'" at position 4 of '),
         ("__import__(1)", "at position 1 of '__import__(1)', got __import__"),
         ("(" * (MAX_LENGTH + 1), "a reward has at most 200 characters, this one has 201"),
     ],

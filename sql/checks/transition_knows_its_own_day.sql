@@ -1,0 +1,15 @@
+-- Each transition knows its own day to the end.
+-- Grain: a transition.
+with transitions as (
+    select
+        event_id,
+        as_of_day
+    from gold_transitions
+    where day = :day
+)
+
+select
+    event_id,
+    as_of_day
+from transitions
+where as_of_day < :day
