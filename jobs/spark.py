@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 JAVA_VERSIONS = (17, 21)
 JARS_VARIABLE = "NIGHTJAR_JARS"
+DELTA_PACKAGE = "io.delta:delta-spark_4.2_2.13:4.4.0"
+JARS_PATTERNS = ("io.delta_delta-spark_4.2_2.13-4.4.0.jar", "io.delta_*.jar", "io.unitycatalog_*.jar")
 
 
 def jars_path() -> Path:
@@ -45,9 +47,9 @@ def java_version() -> int:
 
 def delta_jars() -> list[Path]:
     """The Delta JARs. Raises EngineMissing when they have not been resolved."""
-    jars = sorted(jars_path().glob("io.delta_*.jar")) + sorted(jars_path().glob("io.unitycatalog_*.jar"))
-    if not any("delta-spark" in jar.name for jar in jars):
-        raise EngineMissing(f"There are no Delta JARs in {jars_path()}. Run `make jars`, or set {JARS_VARIABLE} to a folder that has them.")
+    jars = sorted({jar for pattern in JARS_PATTERNS for jar in jars_path().glob(pattern)})
+    if not any(jar.match(JARS_PATTERNS[0]) for jar in jars):
+        raise EngineMissing(f"{DELTA_PACKAGE} is not in {jars_path()}. Run `make setup`, or set {JARS_VARIABLE} to a folder that has it.")
     return jars
 
 
@@ -76,6 +78,8 @@ def start_session(settings: Settings) -> SparkSession:
         .config("spark.sql.shuffle.partitions", str(2 * settings.spark.cores))
         .config("spark.databricks.delta.snapshotPartitions", "1")  # each write took 9 s with the default of 50, 2 s with 1
         .config("spark.databricks.delta.skipRecordingEmptyCommits", "false")  # a day without a row is recorded as done
+        # Delta's parser drops the parameters of `spark.sql(query, args)`, unless they are bound after parsing (delta issue 7640).
+        .config("spark.sql.legacy.parameterSubstitution.constantsOnly", "true")
         .config("spark.log.level", "ERROR")
         .config("spark.sql.warehouse.dir", str(settings.lake_path / "_warehouse"))
         .getOrCreate()

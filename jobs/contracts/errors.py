@@ -75,6 +75,10 @@ class AuditFailed(NightjarError):
     """Rows that break a check; nothing is published."""
 
 
+class MachineUnfit(NightjarError):
+    """A machine that lacks something that a night needs."""
+
+
 class OlderThanServed(NightjarError):
     """Lists older than those that are served."""
 

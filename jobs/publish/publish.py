@@ -31,7 +31,8 @@ def run(spark: SparkSession, lake: Lake, settings: Settings, days: DayRange) -> 
     served = served_day(lake)
     if served is not None and served > day:
         raise OlderThanServed(
-            f"The lists of {served} are served, and those of {day} are older: they stay in {STAGED} and are not published. Run the night of {served} again instead."
+            f"The lists of {served} are served, and those of {day} are older: they stay in {STAGED} and are not published. "
+            f"Run the night of {served} again instead."
         )
     lists = lake.frame(spark, STAGED, version).where(f"day = date '{day}'")
     # Sorted by user: whoever looks one user up reads one part of one file.
@@ -48,7 +49,8 @@ def audited_version(lake: Lake, day: date) -> int:
     later = [commit for commit in lake.commits(STAGED) if commit.version > version and day in commit.days]
     if later:
         raise AuditFailed(
-            f"The lists of {day} were made again after their audit (version {later[-1].version}, audited {version}). Audit them: `nightjar run audit --day {day}`."
+            f"The lists of {day} were made again after their audit (version {later[-1].version}, audited {version}). "
+            f"Audit them: `nightjar run audit --day {day}`."
         )
     return version
 
