@@ -30,7 +30,7 @@ def print_status(lake: Lake) -> None:
         for place, table in enumerate(step.writes):
             days = calendar[table]
             marks = "".join("●" if day in days else "·" for day in shown)
-            page.add_row(step.name if place == 0 else "", table, str(len(days)), str(max(days, default="–")), marks)
+            page.add_row(step.name if place == 0 else "", table, str(len(days)), str(max(days, default="none")), marks)
     Console(width=110).print(page)
 
 
