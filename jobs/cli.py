@@ -109,7 +109,7 @@ def value(
     """Play the served policy in its simulated world, beside popularity and the planners, and print the true values."""
     from jobs.world.value import print_values
 
-    print_values(landing, load_settings(), day and parse_day(day), users=users, seed=seed)
+    print_values(landing, load_settings(), parse_day(day) if day else None, users=users, seed=seed)
 
 
 @app.command()
