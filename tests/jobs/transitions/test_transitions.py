@@ -82,7 +82,8 @@ def step_of(answer: Row, steps: list[Row]) -> Row | None:
         if step["item_id"] == answer["item_id"] and step["event_time"] <= answer["event_time"] and answer["day"] - step["day"] <= maturity
     ]
     asked = [step for step in near if answer.get("request_id") is not None and step.get("request_id") == answer["request_id"]]
-    return (asked or near or [None])[-1]
+    found = asked or near
+    return found[-1] if found else None
 
 
 @dataclass
