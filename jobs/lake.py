@@ -34,6 +34,7 @@ _TABLE_PROPERTIES = {
     "delta.enableDeletionVectors": "false",  # readers without a JVM take files as they are
     "delta.logRetentionDuration": "interval 3650 days",  # the log is the record of what is done
 }
+_SKIPPED_BY = ("arrival_day", "event_day", "valid_from", "as_of_day", "bucket", "user_id")
 _ARROW = {
     "string": pa.string(),
     "bigint": pa.int64(),
@@ -205,7 +206,7 @@ class Lake:
             mode="ignore",
             partition_by=contract.partition_by,
             description=contract.doc,
-            configuration=_TABLE_PROPERTIES,
+            configuration={**_TABLE_PROPERTIES, "delta.dataSkippingStatsColumns": ",".join(self._skipped_by(table))},
         )
 
     def _open(self, table: str, version: int | None) -> DeltaTable:
@@ -213,6 +214,11 @@ class Lake:
             return DeltaTable(self.path(table), version=version)
         except TableNotFoundError as error:
             raise NotReady(f"There is no table {table} in {self.root} yet. Run the step that makes it: `nightjar status` shows which.") from error
+
+    def _skipped_by(self, table: str) -> list[str]:
+        """Columns by whose extremes readers leave files out. Statistics of all columns would cost more than a small day itself."""
+        names = [column.name for column in _contract(table).columns if column.name != _contract(table).partition_by]
+        return [name for name in names if name in _SKIPPED_BY] or names[:1]
 
     def _check(self, table: str, delta: DeltaTable) -> None:
         there = {field.name for field in delta.schema().fields}

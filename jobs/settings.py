@@ -98,6 +98,7 @@ class Spark(_Section):
 
     cores: int = Field(2, ge=1)
     memory: str = Field("2g", description="heap of the driver, which on one machine does all the work")
+    java_options: str = Field("", description="more options of the JVM; on small days -XX:TieredStopAtLevel=1 halves the CPU time of a step")
 
 
 def _default_event_types() -> dict[str, EventType]:

@@ -74,7 +74,7 @@ def start_session(settings: Settings) -> SparkSession:
         .config("spark.sql.extensions", "io.delta.sql.DeltaSparkSessionExtension")
         .config("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
         .config("spark.sql.session.timeZone", "UTC")
-        .config("spark.driver.extraJavaOptions", "-Duser.timezone=UTC -XX:+UseSerialGC")
+        .config("spark.driver.extraJavaOptions", f"-Duser.timezone=UTC -XX:+UseSerialGC {settings.spark.java_options}".strip())
         .config("spark.sql.shuffle.partitions", str(2 * settings.spark.cores))
         .config("spark.databricks.delta.snapshotPartitions", "1")  # each write took 9 s with the default of 50, 2 s with 1
         .config("spark.databricks.delta.skipRecordingEmptyCommits", "false")  # a day without a row is recorded as done

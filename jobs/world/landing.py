@@ -116,4 +116,7 @@ repeats = true # an item may be shown again, but for within an episode
 
 [score]
 top_n = 20 # as many as the longest episode has steps
+
+[spark]
+java_options = "-XX:TieredStopAtLevel=1" # the days are small: compiling them well costs more than running them
 """
