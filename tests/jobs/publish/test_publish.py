@@ -1,0 +1,126 @@
+"""Audit and publish: each check finds its row, the audit fails closed, and what is served is replaced whole."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pytest
+
+from jobs.contracts.days import DayRange
+from jobs.contracts.errors import AuditFailed, NotReady, OlderThanServed
+from jobs.lake import Lake
+from jobs.publish import audit, publish
+from jobs.settings import Settings
+from sql import checks
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+DAY = date(2026, 1, 31)
+DAYS = DayRange(DAY, DAY)
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+Row = dict[str, Any]
+
+
+def listed(user: str, rank: int, item: str, **columns: Any) -> Row:
+    return {"user_id": user, "rank": rank, "item_id": item, "score": 1.0, "propensity": 0.5, "reason": "popular", "day": DAY, "policy_version": "p", **columns}
+
+
+def stepped(event: str, user: str, item: str, **columns: Any) -> Row:
+    base = {"event_id": event, "user_id": user, "item_id": item, "event_type": "impression", "event_time": NOON, "day": DAY}
+    return {**base, "arrival_day": DAY, "reward": 0.0, "first": True, "bucket": 0, "as_of_day": DAY, **columns}
+
+
+GOOD = [listed(user, rank, item) for user in ("*", "ann", "bob") for rank, item in ((1, "a"), (2, "b"))]
+
+
+def write(lake: Lake, **tables: list[Row]) -> None:
+    """Write a lake that passes every check, but for the tables given."""
+    steps = [stepped("e1", "ann", "a"), stepped("e2", "bob", "b")]
+    content: dict[str, list[Row]] = {
+        "silver.interactions": steps,
+        "silver.items": [{"item_id": item, "available": item != "gone", "valid_from": date(2026, 1, 1)} for item in ("a", "b", "gone")],
+        "gold.transitions": steps,
+        "gold.verdicts": [
+            {"challenger": "p", "champion": "popularity", "verdict": "promote", "serving": "p"}
+            | {"reasons": [], "effective_sample_size": 1.0, "overlap": 1.0, "day": DAY}
+        ],
+        "gold.recommendations": GOOD,
+        **{name.replace("_", ".", 1): rows for name, rows in tables.items()},
+    }
+    for table, rows in content.items():
+        schema = lake.schema(table)
+        lake.replace(table, pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema), "test", [DAY], {})
+
+
+BROKEN: dict[str, dict[str, list[Row]]] = {
+    "list_for_active_users": {"gold_recommendations": [row for row in GOOD if row["user_id"] != "bob"]},
+    "list_for_strangers": {"gold_recommendations": [row for row in GOOD if row["user_id"] != "*"]},
+    "list_has_each_item_once": {"gold_recommendations": [*GOOD, listed("ann", 3, "a")]},
+    "list_has_each_rank_once": {"gold_recommendations": [*GOOD[:-1], listed("bob", 3, "b")]},
+    "recommended_by_the_policy_of_the_verdict": {"gold_recommendations": [*GOOD[:-1], listed("bob", 2, "b", policy_version="q")]},
+    "recommended_item_is_available": {"gold_recommendations": [*GOOD[:-1], listed("bob", 2, "gone")]},
+    "recommended_propensity_is_a_chance": {"gold_recommendations": [*GOOD[:-1], listed("bob", 2, "b", propensity=1.5)]},
+    "recommended_reason_is_given": {"gold_recommendations": [*GOOD[:-1], listed("bob", 2, "b", reason=" ")]},
+    "recommended_score_is_finite": {"gold_recommendations": [*GOOD[:-1], listed("bob", 2, "b", score=float("nan"))]},
+    "transition_for_each_step": {"gold_transitions": [stepped("e1", "ann", "a")]},
+    "transition_is_an_event": {"gold_transitions": [stepped("e1", "ann", "a"), stepped("e2", "bob", "a")]},
+    "transition_knows_its_own_day": {"gold_transitions": [stepped("e1", "ann", "a"), stepped("e2", "bob", "b", as_of_day=DAY - timedelta(days=1))]},
+    "transition_reward_is_finite": {"gold_transitions": [stepped("e1", "ann", "a"), stepped("e2", "bob", "b", reward=float("inf"))]},
+    "interaction_is_unique": {"silver_interactions": [stepped("e1", "ann", "a"), stepped("e2", "bob", "b"), stepped("e2", "bob", "b")]},
+    "interaction_is_not_from_the_future": {
+        "silver_interactions": [stepped("e1", "ann", "a"), stepped("e2", "bob", "b", event_time=NOON + timedelta(days=1))],
+        "gold_transitions": [stepped("e1", "ann", "a"), stepped("e2", "bob", "b", event_time=NOON + timedelta(days=1))],
+    },
+    "list_is_no_longer_than_asked": {},
+}
+
+
+def found(spark: SparkSession, lake: Lake, settings: Settings, name: str) -> int:
+    for table in ("silver.interactions", "silver.items", "gold.transitions", "gold.verdicts", "gold.recommendations"):
+        lake.frame(spark, table).createOrReplaceTempView(audit.view_name(table))
+    offending: int = audit.finding(spark, name, checks()[name], DAY, settings)["offending"]
+    return offending
+
+
+def test_each_check_has_a_row_that_breaks_it() -> None:
+    assert sorted(BROKEN) == sorted(checks())
+
+
+def test_each_check_finds_its_row_and_passes_without(spark: SparkSession, lake: Lake, settings: Settings) -> None:
+    write(lake)
+    assert {name: found(spark, lake, settings, name) for name in checks()} == dict.fromkeys(checks(), 0)
+    for name, tables in BROKEN.items():
+        write(lake, **tables)
+        asked = settings.model_copy(update={"score": settings.score.model_copy(update={"top_n": 1})}) if not tables else settings
+        assert found(spark, lake, asked, name) == (1 if tables else 3), name
+
+
+def test_a_night_is_published_once_audited_and_never_else(spark: SparkSession, lake: Lake, settings: Settings) -> None:
+    write(lake, gold_recommendations=[row for row in GOOD if row["user_id"] != "*"])
+    with pytest.raises(NotReady, match=r"gold\.audits"):
+        publish.run(spark, lake, settings, DAYS)
+    with pytest.raises(AuditFailed, match=r"list_for_strangers: 1 rows, for example \{\"user_id\":\"\*\"") as caught:
+        audit.run(spark, lake, settings, DAYS)
+    assert "Nothing is published" in str(caught.value)
+    with pytest.raises(AuditFailed, match="list_for_strangers"):
+        publish.run(spark, lake, settings, DAYS)
+    assert not lake.exists("serving.recommendations")
+
+    write(lake)
+    with pytest.raises(AuditFailed):
+        publish.run(spark, lake, settings, DAYS)
+    audit.run(spark, lake, settings, DAYS)
+    publish.run(spark, lake, settings, DAYS)
+    served = lake.read("serving.recommendations").sort_by([("user_id", "ascending"), ("rank", "ascending")])
+    assert served.to_pylist() == sorted(GOOD, key=lambda row: (row["user_id"], row["rank"]))
+
+    write(lake)
+    with pytest.raises(AuditFailed, match="made again after their audit"):
+        publish.run(spark, lake, settings, DAYS)
+    lake.replace("serving.recommendations", served, "publish", [DAY + timedelta(days=1)], {})
+    audit.run(spark, lake, settings, DAYS)
+    with pytest.raises(OlderThanServed, match="2026-02-01 are served"):
+        publish.run(spark, lake, settings, DAYS)
