@@ -13,7 +13,7 @@ from jobs.contracts.errors import MachineUnfit
 from jobs.operate.doctor import diagnosis, memory, package, print_diagnosis
 from jobs.operate.jars import resolve_jars
 from jobs.settings import Settings
-from jobs.spark import JARS_VARIABLE, jars_path
+from jobs.spark import JARS_VARIABLE, delta_jars, jars_path
 
 ROOT = Path(__file__).parent.parent.parent.parent
 
@@ -69,7 +69,7 @@ def test_jars_that_are_there_are_not_resolved_again(tmp_path: Path, monkeypatch:
     """There is no Java to resolve them with, and none is needed."""
     monkeypatch.setenv(JARS_VARIABLE, str(jars_path()))
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    before = sorted(jars_path().glob("*.jar"))
+    before = delta_jars()
     resolve_jars()
-    assert sorted(jars_path().glob("*.jar")) == before
+    assert delta_jars() == before
     assert len(before) == 7
