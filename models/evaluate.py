@@ -152,7 +152,7 @@ class _Court:
 
     def _value(self, ranks: Ranks) -> Iterator[tuple[str, Estimate]]:
         used = self._with_propensity
-        target = target_probabilities(ranks, self._settings.score.exploration)[used]
+        target = target_probabilities(ranks, self._settings.evaluate.cutoff, self._settings.score.exploration)[used]
         weights = importance_weights(target, self._behaviour[used])
         rows = len(target)
         yield self.value_metric, snips(weights, self._events.rewards[used], self._resampling(self._events.users[used]))

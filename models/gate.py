@@ -118,11 +118,13 @@ def _measures(lake: Lake, day: date, version: str) -> Measures:
 
 
 def decide(measures: Measures, champion: str, cutoff: int, gate: Gate) -> Decision:
-    """Promote the challenger if it loses neither in ranking nor, where propensities are logged, in value; keep the champion otherwise.
+    """Promote the challenger if it does not lose to the champion: in value where propensities are logged, else in ranking.
 
-    "Does not lose": the lower end of the paired difference falls short of the champion by no more than the margin. Where the
-    propensities had to be estimated, the value is told and does not count. With too few users, or an off-policy estimate that
-    rests on too little, the verdict is insufficient_support, and the champion stays.
+    Ranking asks who foresees what the logging system showed and was answered; where it chose with known chances, the value
+    asks what the challenger's own lists would have earned, so that ranking is told and does not count. Where propensities had
+    to be estimated it is the other way round. "Does not lose": the lower end of the paired difference falls short of the
+    champion by no more than the margin. With too few users, or an off-policy estimate that rests on too little, the verdict
+    is insufficient_support, and the champion stays.
     """
     logged = ("challenger", "snips") in measures
     sample = measures["challenger", "effective_sample_size"].value
@@ -132,9 +134,12 @@ def decide(measures: Measures, champion: str, cutoff: int, gate: Gate) -> Decisi
         return Decision("insufficient_support", (*missing, f"{champion} goes on being served."), sample, overlap)
     opponent = "champion" if ("champion", f"ndcg@{cutoff}") in measures else POPULARITY
     ranks_well, ranking = _ranking(measures, opponent, champion, cutoff, gate)
-    earns_enough, value = _value(measures, opponent, champion, gate) if logged else (True, _advice(measures))
-    verdict: Verdict = "promote" if ranks_well and earns_enough else "keep_champion"
-    return Decision(verdict, (ranking, value), sample, overlap)
+    if logged:
+        holds, value = _value(measures, opponent, champion, gate)
+        reasons = (value, f"Not counted, as it only sees what the logging system chose to show: {ranking[0].lower()}{ranking[1:]}")
+    else:
+        holds, reasons = ranks_well, (ranking, _advice(measures))
+    return Decision("promote" if holds else "keep_champion", reasons, sample, overlap)
 
 
 def _missing_support(measures: Measures, logged: bool, gate: Gate) -> list[str]:
@@ -174,7 +179,7 @@ def _value(measures: Measures, opponent: str, champion: str, gate: Gate) -> tupl
     difference = measures["challenger", "snips_minus_champion" if supported else "snips_minus_logged"]
     holds, told = _does_not_lose(difference, theirs.value, gate.value_margin)
     sample = measures["challenger", "effective_sample_size"].value
-    return holds, f"Value {_verb(holds)}: reward per step by SNIPS is {own}, {whose} {theirs}; {told}. Effective sample size {sample:.0f}."
+    return holds, f"Value {_verb(holds)}: reward of an item of its list by SNIPS is {own}, {whose} {theirs}; {told}. Effective sample size {sample:.0f}."
 
 
 def _does_not_lose(difference: Measure, reference: float, margin: float) -> tuple[bool, str]:

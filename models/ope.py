@@ -1,6 +1,7 @@
 """What a policy would have earned, from the log of another one: self-normalised importance sampling on single steps.
 
-The policy is judged as it would be served: the best item, or by chance `exploration` a uniform draw among all candidates.
+The policy is judged as it would be served: by an item of its list, each place alike, or by chance `exploration` a uniform draw among
+all candidates. One place alone would rest on a tenth of the steps.
 Rewards are those of the step itself, as known tonight; what an action does to later steps is not seen here.
 """
 
@@ -18,13 +19,14 @@ _UNIFORM, _POPULARITY, _REPEAT = range(3)
 _EM_ROUNDS = 100
 
 
-def target_probabilities(ranks: Ranks, exploration: float) -> Doubles:
-    """float64[n]: probability with which the ranker, served greedily but for `exploration`, chooses the item that was logged.
+def target_probabilities(ranks: Ranks, length: int, exploration: float) -> Doubles:
+    """float64[n]: probability with which the ranker, served as lists of `length` with some `exploration`, chooses the logged item.
 
-    Best items of one score share the greedy choice. An item that is no candidate is never chosen.
+    Items of one score share the places that are left to them. An item that is no candidate is never chosen.
     """
-    best = (ranks.better == 0) / np.maximum(ranks.equal, 1)
-    chance = (1 - exploration) * best + exploration / np.maximum(ranks.candidates, 1)
+    candidates = np.maximum(ranks.candidates, 1)
+    listed = np.clip((length - ranks.better) / np.maximum(ranks.equal, 1), 0, 1) / np.minimum(length, candidates)
+    chance = (1 - exploration) * listed + exploration / candidates
     return np.where(ranks.eligible, chance, 0.0)
 
 

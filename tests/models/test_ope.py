@@ -35,9 +35,19 @@ def test_weights_are_cut_off_at_the_root_of_n() -> None:
 
 
 def test_target_probabilities_by_hand() -> None:
-    """ε = 0.1 over 5 candidates: the best item 0.9 + 0.02; one of two best 0.45 + 0.02; another 0.02; one that is no candidate 0."""
+    """ε = 0.1 over 5 candidates.
+
+    A list of 1: the best item 0.9 + 0.02; one of two best 0.45 + 0.02; another 0.02; one that is no candidate 0.
+    A list of 4: each of its items 0.9 / 4 + 0.02, the fourth best too. A list of 3: two best alike, and the fourth best not.
+    A list of 9 has room for all 5. With 3 places, two items better and four alike, each of those has a quarter of the third place.
+    """
     ranks = Ranks(better=np.array([0, 0, 3, 0]), equal=np.array([1, 2, 1, 1]), candidates=np.full(4, 5), eligible=np.array([True, True, True, False]))
-    assert target_probabilities(ranks, 0.1).tolist() == pytest.approx([0.92, 0.47, 0.02, 0])
+    assert target_probabilities(ranks, 1, 0.1).tolist() == pytest.approx([0.92, 0.47, 0.02, 0])
+    assert target_probabilities(ranks, 4, 0.1).tolist() == pytest.approx([0.245, 0.245, 0.245, 0])
+    assert target_probabilities(ranks, 3, 0.1).tolist() == pytest.approx([0.32, 0.32, 0.02, 0])
+    assert target_probabilities(ranks, 9, 0.1).tolist() == pytest.approx([0.2, 0.2, 0.2, 0])
+    tied = Ranks(better=np.array([2]), equal=np.array([4]), candidates=np.array([6]), eligible=np.array([True]))
+    assert target_probabilities(tied, 3, 0).tolist() == pytest.approx([1 / 12])
 
 
 def test_an_exact_log_gives_the_exact_value() -> None:

@@ -58,8 +58,8 @@ def test_the_whole_chain(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with capsys.disabled():
         print_figures(name, lake, len(users) - 1, minutes)
     figures = evaluations(lake)
-    assert figures["challenger"]["hr@10"] > figures["popularity"]["hr@10"]
-    assert all(0 <= row["ndcg@10"] <= row["hr@10"] <= 1 for row in figures.values())
+    assert figures["challenger"]["recall@10"] > figures["popularity"]["recall@10"]
+    assert all(0 <= row["ndcg@10"] <= row["recall@10"] <= 1 for row in figures.values())
 
 
 def check_nothing_is_lost(lake: Lake, landing: Path) -> None:
@@ -77,7 +77,7 @@ def evaluations(lake: Lake) -> dict[str, dict[str, float]]:
     figures: dict[str, dict[str, float]] = defaultdict(dict)
     for row in lake.read("gold.evaluations", ["name", "metric", "value"]).to_pylist():
         figures[row["name"]][row["metric"]] = row["value"]
-    return {name: metrics for name, metrics in figures.items() if "hr@10" in metrics}
+    return {name: metrics for name, metrics in figures.items() if "recall@10" in metrics}
 
 
 def print_figures(name: str, lake: Lake, users: int, minutes: float) -> None:
@@ -85,5 +85,5 @@ def print_figures(name: str, lake: Lake, users: int, minutes: float) -> None:
     steps = lake.read("gold.transitions", ["event_id"]).num_rows
     print(f"\n\n{name}: {rows:,} interactions, {steps:,} steps, lists for {users:,} users, {minutes:.1f} minutes from raw files to the published table\n")
     print("| | HR@10 | NDCG@10 | first HR@10 | first NDCG@10 |\n|---|---|---|---|---|")
-    for who, metrics in sorted(evaluations(lake).items(), key=lambda row: -row[1]["hr@10"]):
-        print("|", who, "|", " | ".join(f"{metrics[metric]:.3f}" for metric in ("hr@10", "ndcg@10", "first_hr@10", "first_ndcg@10")), "|")
+    for who, metrics in sorted(evaluations(lake).items(), key=lambda row: -row[1]["recall@10"]):
+        print("|", who, "|", " | ".join(f"{metrics[metric]:.3f}" for metric in ("recall@10", "ndcg@10", "first_recall@10", "first_ndcg@10")), "|")
