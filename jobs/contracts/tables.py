@@ -171,7 +171,7 @@ _ALL = (
     Table("gold.audits", "checks run before publishing", ("day", "check"),
           (_required("check", "string", "name of the SQL file"),
            _required("offending", "bigint", "rows that break it; 0 = passed"),
-           _required("sample", "array<string>", "some of those rows, as JSON"),
+           _required("sample", "array<string>", "one of those rows, as JSON"),
            _DAY), "day"),
     Table("serving.recommendations", "the current lists, replaced in one commit", ("user_id", "rank"), _RECOMMENDATION),
 )  # fmt: skip

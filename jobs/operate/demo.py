@@ -124,11 +124,13 @@ def _progress(tasks: Mapping[str, list[TaskState]], began: Mapping[str, float]) 
 
 
 def _print_places(folder: Path, lake: Lake, last: date, url: str, stop_command: str | None) -> None:
-    places = Table(box=None, show_header=False)
-    places.add_row("table", lake.path("serving.recommendations"))
-    places.add_row("report", str(lake.root / "reports" / f"{last}.html"))
-    places.add_row("Airflow logs", str(folder / "airflow" / "logs"))
-    places.add_row("settings", f"export {CONFIG_VARIABLE}={os.environ[CONFIG_VARIABLE]}")
+    places = {
+        "table": lake.path("serving.recommendations"),
+        "report": lake.root / "reports" / f"{last}.html",
+        "Airflow logs": folder / "airflow" / "logs",
+        "settings": f"export {CONFIG_VARIABLE}={os.environ[CONFIG_VARIABLE]}",
+    }
     if stop_command:
-        places.add_row("Airflow", f"{url}, until `{stop_command}`")
-    console.print(places, soft_wrap=True)
+        places["Airflow"] = f"{url} until: {stop_command}"
+    for what, where in places.items():
+        print(f"{what:<14}{where}")  # by print, which neither wraps nor shortens what is there to be copied
