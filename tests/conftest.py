@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """The one Spark session."""
-    session = start_session(Settings(lake=str(tmp_path_factory.mktemp("spark")), spark=Spark(memory="1500m")))
+    session = start_session(Settings(lake=str(tmp_path_factory.mktemp("spark")), spark=Spark(memory="1500m", java_options="-XX:TieredStopAtLevel=1")))
     yield session
     session.stop()
 
