@@ -20,7 +20,7 @@ from jobs.steps import find_step
 if TYPE_CHECKING:
     from airflow.sdk.types import DagRunProtocol
 
-POOLS = {"spark": "spark", "torch": "gpu"}
+POOLS = {"spark": "spark", "torch": "gpu", "arrow": "default_pool"}
 NOT_READY = 1  # exit status of `nightjar ready` for a day that is not there yet
 
 

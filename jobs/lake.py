@@ -126,6 +126,10 @@ class Lake:
         version: int | None = None,
     ) -> pa.Table:
         """Read a table without a JVM. Raises NotReady when it does not exist, ContractBroken when a column is missing."""
+        return self.dataset(table, version).to_table(columns=list(columns) if columns else None, filter=filter)
+
+    def dataset(self, table: str, version: int | None = None) -> ds.Dataset:
+        """A table whose files are read as they are asked for. Raises as `read` does."""
         import pyarrow.dataset as ds  # loads pandas, which most commands can do without
 
         delta = self._open(table, version)
@@ -133,13 +137,11 @@ class Lake:
         schema = self.schema(table)
         # Over file_uris and not to_pyarrow_dataset(), which aborts the process at its exit.
         uris = delta.file_uris()
-        partition_by = _contract(table).partition_by
         if not uris:
-            empty = schema.empty_table()
-            return empty.select(list(columns)) if columns else empty
+            return ds.dataset(schema.empty_table())
+        partition_by = _contract(table).partition_by
         partitioning = ds.partitioning(pa.schema([schema.field(partition_by)]), flavor="hive") if partition_by else None
-        dataset = ds.dataset(uris, schema=schema, format="parquet", partitioning=partitioning, partition_base_dir=self.path(table))
-        return dataset.to_table(columns=list(columns) if columns else None, filter=filter)
+        return ds.dataset(uris, schema=schema, format="parquet", partitioning=partitioning, partition_base_dir=self.path(table))
 
     def replace(self, table: str, rows: pa.Table, step: str, days: Collection[date], inputs: Mapping[str, int]) -> None:
         """Replace the given days of a table by `rows` in one commit; a table without partitions is replaced whole."""

@@ -8,14 +8,14 @@ from typing import Literal
 
 from jobs.contracts.errors import UnknownStep
 
-Engine = Literal["spark", "torch"]
+Engine = Literal["spark", "torch", "arrow"]
 
 
 @dataclass(frozen=True)
 class Step:
     """One step: one module with a `run`, one command, one task. It reads and writes the tables named here and no others.
 
-    A Spark step takes a range of days in one pass; a torch step takes one day.
+    A Spark step takes a range of days in one pass, an arrow step (no JVM, no device) too; a torch step takes one day.
     """
 
     name: str
@@ -42,9 +42,9 @@ STEPS = (
          ("gold.evaluations", "gold.policies"), ("gold.verdicts",)),
     Step("score", "torch", "models.score",
          ("gold.transitions", "gold.policies", "gold.verdicts", "gold.user_features", "gold.item_features", "silver.items"), ("gold.recommendations",)),
-    Step("audit", "spark", "jobs.publish.audit",
+    Step("audit", "arrow", "jobs.publish.audit",
          ("gold.recommendations", "gold.transitions", "gold.verdicts", "silver.interactions", "silver.items"), ("gold.audits",)),
-    Step("publish", "spark", "jobs.publish.publish",
+    Step("publish", "arrow", "jobs.publish.publish",
          ("gold.recommendations", "gold.audits"), ("serving.recommendations",)),
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Runs steps: Spark ones in this process with one session, torch ones in a process of their own."""
+"""Runs steps: Spark ones in this process with one session, arrow ones without, torch ones in a process of their own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -37,15 +37,16 @@ def run_steps(names: Sequence[str], days: DayRange, settings: Settings) -> None:
     torch_steps = [step.name for step in steps if step.engine == "torch"]
     if torch_steps and len(days) > 1:
         raise BadDay(f"Step {torch_steps[0]} makes one day at a time; got {days}. Leave out --to.")
-    with _spark_when_needed(steps, settings) as spark:
-        for engine, group in itertools.groupby(steps, key=lambda step: step.engine):
-            if engine == "torch":
-                run_models([step.name for step in group], "--day", str(days.first))
-            else:
-                lake = Lake(settings.lake_path, tuple(settings.event_types))
-                for step in group:
-                    with _timed(f"{step.name} {days}"):
-                        importlib.import_module(step.module).run(spark, lake, settings, days)
+    lake = Lake(settings.lake_path, tuple(settings.event_types))
+    for engine, group in itertools.groupby(steps, key=lambda step: step.engine):
+        if engine == "torch":
+            run_models([step.name for step in group], "--day", str(days.first))
+            continue
+        with _spark(settings) if engine == "spark" else nullcontext() as spark:
+            for step in group:
+                with _timed(f"{step.name} {days}"):
+                    run = importlib.import_module(step.module).run
+                    run(spark, lake, settings, days) if spark else run(lake, settings, days)
 
 
 def run_models(*arguments: Sequence[str] | str) -> None:
@@ -59,10 +60,7 @@ def run_models(*arguments: Sequence[str] | str) -> None:
 
 
 @contextmanager
-def _spark_when_needed(steps: Sequence[Step], settings: Settings) -> Iterator[SparkSession | None]:
-    if not any(step.engine == "spark" for step in steps):
-        yield None
-        return
+def _spark(settings: Settings) -> Iterator[SparkSession]:
     with _timed("Spark start"):
         spark = start_session(settings)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
@@ -13,14 +12,11 @@ from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.steps import find_step
 
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
-
 SERVED = "serving.recommendations"
 STAGED = "gold.recommendations"
 
 
-def run(spark: SparkSession, lake: Lake, settings: Settings, days: DayRange) -> None:  # noqa: ARG001
+def run(lake: Lake, settings: Settings, days: DayRange) -> None:  # noqa: ARG001
     """Replace the served lists by those of the last of `days`, as the audit saw them.
 
     Raises NotReady when there is no audit of the day, AuditFailed when it found something or saw other lists than there are
@@ -34,9 +30,9 @@ def run(spark: SparkSession, lake: Lake, settings: Settings, days: DayRange) -> 
             f"The lists of {served} are served, and those of {day} are older: they stay in {STAGED} and are not published. "
             f"Run the night of {served} again instead."
         )
-    lists = lake.frame(spark, STAGED, version).where(f"day = date '{day}'")
     # Sorted by user: whoever looks one user up reads one part of one file.
-    lake.replace_frame(SERVED, lists.orderBy("user_id", "rank").coalesce(1), "publish", [day], {**lake.versions(find_step("publish").reads), STAGED: version})
+    lists = lake.read(STAGED, filter=pc.field("day") == day, version=version).sort_by([("user_id", "ascending"), ("rank", "ascending")])
+    lake.replace(SERVED, lists, "publish", [day], {**lake.versions(find_step("publish").reads), STAGED: version})
 
 
 def audited_version(lake: Lake, day: date) -> int:

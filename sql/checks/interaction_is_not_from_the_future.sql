@@ -6,7 +6,7 @@ with interactions as (
         event_time,
         arrival_day
     from silver_interactions
-    where day = :day
+    where day = $day
 )
 
 select
@@ -14,4 +14,4 @@ select
     event_time,
     arrival_day
 from interactions
-where arrival_day < :day or cast(event_time as date) != :day
+where arrival_day < $day or cast(event_time as date) != $day

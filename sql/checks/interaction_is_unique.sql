@@ -3,7 +3,7 @@
 with interactions as (
     select event_id
     from silver_interactions
-    where day = :day
+    where day = $day
 )
 
 select

@@ -5,21 +5,21 @@ with interactions as (
         user_id,
         event_type
     from silver_interactions
-    where day between date_sub(:day, :active_days - 1) and :day and arrival_day <= :day
+    where day between $day - ($active_days - 1) and $day and arrival_day <= $day
 ),
 
 recommendations as (
     select user_id
     from gold_recommendations
-    where day = :day
+    where day = $day
 ),
 
 active_users as (
     select distinct user_id
     from interactions
-    where array_contains(:step_types, event_type)
+    where list_contains($step_types, event_type)
 )
 
 select active_users.user_id
 from active_users
-left anti join recommendations on active_users.user_id = recommendations.user_id
+anti join recommendations on active_users.user_id = recommendations.user_id

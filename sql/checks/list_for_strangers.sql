@@ -3,11 +3,11 @@
 with recommendations as (
     select user_id
     from gold_recommendations
-    where day = :day
+    where day = $day
 ),
 
 strangers as (
-    select count_if(user_id = '*') as item_count
+    select count(*) filter (where user_id = '*') as item_count
     from recommendations
 )
 

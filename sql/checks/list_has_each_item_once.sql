@@ -5,7 +5,7 @@ with recommendations as (
         user_id,
         item_id
     from gold_recommendations
-    where day = :day
+    where day = $day
 )
 
 select

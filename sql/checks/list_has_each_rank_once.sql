@@ -5,13 +5,13 @@ with recommendations as (
         user_id,
         rank
     from gold_recommendations
-    where day = :day
+    where day = $day
 ),
 
 lists as (
     select
         user_id,
-        array_sort(collect_list(rank)) as ranks
+        array_agg(rank order by rank) as ranks
     from recommendations
     group by user_id
 )
@@ -20,4 +20,4 @@ select
     user_id,
     ranks
 from lists
-where ranks != sequence(1, size(ranks))
+where ranks != range(1, len(ranks) + 1)

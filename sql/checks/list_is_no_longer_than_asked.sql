@@ -3,7 +3,7 @@
 with recommendations as (
     select user_id
     from gold_recommendations
-    where day = :day
+    where day = $day
 )
 
 select
@@ -11,4 +11,4 @@ select
     count(*) as item_count
 from recommendations
 group by user_id
-having count(*) > :top_n
+having count(*) > $top_n

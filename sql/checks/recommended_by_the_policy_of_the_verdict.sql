@@ -3,18 +3,18 @@
 with recommendations as (
     select policy_version
     from gold_recommendations
-    where day = :day
+    where day = $day
 ),
 
 verdicts as (
     select serving
     from gold_verdicts
-    where day = :day
+    where day = $day
 )
 
 select
     recommendations.policy_version,
     count(*) as row_count_of_policy
 from recommendations
-left anti join verdicts on recommendations.policy_version = verdicts.serving
+anti join verdicts on recommendations.policy_version = verdicts.serving
 group by recommendations.policy_version

@@ -6,7 +6,7 @@ with recommendations as (
         rank,
         item_id
     from gold_recommendations
-    where day = :day
+    where day = $day
 ),
 
 items as (
@@ -14,7 +14,7 @@ items as (
         item_id,
         available
     from silver_items
-    where valid_from <= :day and (valid_to is null or valid_to > :day)
+    where valid_from <= $day and (valid_to is null or valid_to > $day)
 ),
 
 available_items as (
@@ -28,4 +28,4 @@ select
     recommendations.rank,
     recommendations.item_id
 from recommendations
-left anti join available_items on recommendations.item_id = available_items.item_id
+anti join available_items on recommendations.item_id = available_items.item_id

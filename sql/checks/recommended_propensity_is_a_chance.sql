@@ -6,7 +6,7 @@ with recommendations as (
         rank,
         propensity
     from gold_recommendations
-    where day = :day
+    where day = $day
 )
 
 select

@@ -6,7 +6,7 @@ with recommendations as (
         rank,
         score
     from gold_recommendations
-    where day = :day
+    where day = $day
 )
 
 select
@@ -14,4 +14,4 @@ select
     rank,
     score
 from recommendations
-where score is null or isnan(score) or abs(score) = double('infinity')
+where score is null or not isfinite(score)

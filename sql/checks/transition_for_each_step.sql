@@ -5,19 +5,19 @@ with interactions as (
         event_id,
         event_type
     from silver_interactions
-    where day = :day and arrival_day <= :day
+    where day = $day and arrival_day <= $day
 ),
 
 transitions as (
     select event_id
     from gold_transitions
-    where day = :day
+    where day = $day
 ),
 
 steps as (
     select event_id
     from interactions
-    where array_contains(:step_types, event_type)
+    where list_contains($step_types, event_type)
 )
 
 select

@@ -7,7 +7,7 @@ with transitions as (
         item_id,
         event_time
     from gold_transitions
-    where day = :day
+    where day = $day
 ),
 
 interactions as (
@@ -17,7 +17,7 @@ interactions as (
         item_id,
         event_time
     from silver_interactions
-    where day = :day
+    where day = $day
 )
 
 select
@@ -26,7 +26,7 @@ select
     transitions.item_id,
     transitions.event_time
 from transitions
-left anti join interactions
+anti join interactions
     on
         transitions.event_id = interactions.event_id
         and transitions.user_id = interactions.user_id

@@ -5,11 +5,11 @@ with transitions as (
         event_id,
         as_of_day
     from gold_transitions
-    where day = :day
+    where day = $day
 )
 
 select
     event_id,
     as_of_day
 from transitions
-where as_of_day < :day
+where as_of_day < $day

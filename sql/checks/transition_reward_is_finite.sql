@@ -5,11 +5,11 @@ with transitions as (
         event_id,
         reward
     from gold_transitions
-    where day = :day
+    where day = $day
 )
 
 select
     event_id,
     reward
 from transitions
-where reward is null or isnan(reward) or abs(reward) = double('infinity')
+where reward is null or not isfinite(reward)

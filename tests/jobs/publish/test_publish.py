@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -13,10 +13,8 @@ from jobs.contracts.errors import AuditFailed, NotReady, OlderThanServed
 from jobs.lake import Lake
 from jobs.publish import audit, publish
 from jobs.settings import Settings
+from jobs.steps import find_step
 from sql import checks
-
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
 
 DAY = date(2026, 1, 31)
 DAYS = DayRange(DAY, DAY)
@@ -78,49 +76,48 @@ BROKEN: dict[str, dict[str, list[Row]]] = {
 }
 
 
-def offending(spark: SparkSession, lake: Lake, settings: Settings, *names: str) -> dict[str, int]:
-    for table in ("silver.interactions", "silver.items", "gold.transitions", "gold.verdicts", "gold.recommendations"):
-        lake.frame(spark, table).createOrReplaceTempView(audit.view_name(table))
-    return {row["check"]: row["offending"] for row in audit.findings(spark, {name: checks()[name] for name in names}, DAY, settings)}
+def offending(lake: Lake, settings: Settings, *names: str) -> dict[str, int]:
+    with audit.opened(lake, lake.versions(find_step("audit").reads)) as database:
+        return {row["check"]: row["offending"] for row in audit.findings(database, {name: checks()[name] for name in names}, DAY, settings)}
 
 
 def test_each_check_has_a_row_that_breaks_it() -> None:
     assert sorted(BROKEN) == sorted(checks())
 
 
-def test_each_check_finds_its_row_and_passes_without(spark: SparkSession, lake: Lake, settings: Settings) -> None:
+def test_each_check_finds_its_row_and_passes_without(lake: Lake, settings: Settings) -> None:
     write(lake)
-    assert offending(spark, lake, settings, *checks()) == dict.fromkeys(checks(), 0)
+    assert offending(lake, settings, *checks()) == dict.fromkeys(checks(), 0)
     short = settings.model_copy(update={"score": settings.score.model_copy(update={"top_n": 1})})
-    assert offending(spark, lake, short, "list_is_no_longer_than_asked") == {"list_is_no_longer_than_asked": 3}
+    assert offending(lake, short, "list_is_no_longer_than_asked") == {"list_is_no_longer_than_asked": 3}
     for name, tables in BROKEN.items():
         write(lake, **tables)
-        assert offending(spark, lake, settings, name) == {name: 1}
+        assert offending(lake, settings, name) == {name: 1}
 
 
-def test_a_night_is_published_once_audited_and_never_else(spark: SparkSession, lake: Lake, settings: Settings) -> None:
+def test_a_night_is_published_once_audited_and_never_else(lake: Lake, settings: Settings) -> None:
     write(lake, gold_recommendations=[row for row in GOOD if row["user_id"] != "*"])
     with pytest.raises(NotReady, match=r"gold\.audits"):
-        publish.run(spark, lake, settings, DAYS)
+        publish.run(lake, settings, DAYS)
     with pytest.raises(AuditFailed, match=r"list_for_strangers: 1 rows, for example \{\"user_id\":\"\*\"") as caught:
-        audit.run(spark, lake, settings, DAYS)
+        audit.run(lake, settings, DAYS)
     assert "Nothing is published" in str(caught.value)
     with pytest.raises(AuditFailed, match="list_for_strangers"):
-        publish.run(spark, lake, settings, DAYS)
+        publish.run(lake, settings, DAYS)
     assert not lake.exists("serving.recommendations")
 
     write(lake)
     with pytest.raises(AuditFailed):
-        publish.run(spark, lake, settings, DAYS)
-    audit.run(spark, lake, settings, DAYS)
-    publish.run(spark, lake, settings, DAYS)
+        publish.run(lake, settings, DAYS)
+    audit.run(lake, settings, DAYS)
+    publish.run(lake, settings, DAYS)
     served = lake.read("serving.recommendations").sort_by([("user_id", "ascending"), ("rank", "ascending")])
     assert served.to_pylist() == sorted(GOOD, key=lambda row: (row["user_id"], row["rank"]))
 
     write(lake)
     with pytest.raises(AuditFailed, match="made again after their audit"):
-        publish.run(spark, lake, settings, DAYS)
+        publish.run(lake, settings, DAYS)
     lake.replace("serving.recommendations", served, "publish", [DAY + timedelta(days=1)], {})
-    audit.run(spark, lake, settings, DAYS)
+    audit.run(lake, settings, DAYS)
     with pytest.raises(OlderThanServed, match="2026-02-01 are served"):
-        publish.run(spark, lake, settings, DAYS)
+        publish.run(lake, settings, DAYS)
