@@ -19,7 +19,7 @@ from jobs.contracts.errors import BadDay, ProcessFailed
 from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.spark import start_session
-from jobs.steps import Step, find_step
+from jobs.steps import find_step
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
