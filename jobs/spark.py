@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 JAVA_VERSIONS = (17, 21)
 JARS_VARIABLE = "NIGHTJAR_JARS"
 DELTA_PACKAGE = "io.delta:delta-spark_4.2_2.13:4.4.0"
+# Spark writes methods that are too long for the JVM to compile unless it is told to: typing a log takes twice as long then.
+_JAVA_OPTIONS = "-Duser.timezone=UTC -XX:+UseSerialGC -XX:-DontCompileHugeMethods"
 JARS_PATTERNS = ("io.delta_delta-spark_4.2_2.13-4.4.0.jar", "io.delta_*.jar", "io.unitycatalog_*.jar")
 
 
@@ -74,7 +76,7 @@ def start_session(settings: Settings) -> SparkSession:
         .config("spark.sql.extensions", "io.delta.sql.DeltaSparkSessionExtension")
         .config("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
         .config("spark.sql.session.timeZone", "UTC")
-        .config("spark.driver.extraJavaOptions", f"-Duser.timezone=UTC -XX:+UseSerialGC {settings.spark.java_options}".strip())
+        .config("spark.driver.extraJavaOptions", " ".join((_JAVA_OPTIONS, settings.spark.java_options)).strip())
         .config("spark.sql.shuffle.partitions", str(2 * settings.spark.cores))
         .config("spark.databricks.delta.snapshotPartitions", "1")  # each write took 9 s with the default of 50, 2 s with 1
         .config("spark.databricks.delta.skipRecordingEmptyCommits", "false")  # a day without a row is recorded as done
