@@ -74,7 +74,7 @@ clean: ## remove what the targets made, .venv and JARs included
 $(READY): requirements/local.txt pyproject.toml | $(filter .tools/bin/uv,$(UV))
 	@echo "Making $(VENV) …"
 	@$(UV) venv --quiet --clear --python $(PYTHON) --no-python-downloads $(VENV)
-	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/local.txt
+	@$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/local.txt
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 

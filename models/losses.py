@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,12 +101,13 @@ class _CatalogueLogsumexp(torch.autograd.Function):
         lse, best = torch.zeros_like(weight), torch.zeros_like(day)
         gradients = [torch.zeros_like(tensor) for tensor in (query, keys, bias, weights, kin, meeting)]
         grad_query, grad_keys, grad_bias, grad_weights, grad_kin, grad_meeting = gradients
-        for rows in _chunks(day, len(keys)):
-            today = day[rows[0]]
-            scores = torch.addmm(bias.masked_fill(~eligible[today], -torch.inf), query[rows], keys.T)
-            scores.addmm_(weights[rows], popularity[today].T)
+        for rows, days in _chunks(day, len(keys)):
+            scores = torch.addmm(bias, query[rows], keys.T)
             scores += kin[rows].index_select(1, leaf)
             scores.scatter_add_(1, met_item[rows], meeting[rows])
+            todays, chunk_weights = weights[rows], torch.empty_like(weights[rows])
+            for today, begin, end in days:
+                scores[begin:end].addmm_(todays[begin:end], popularity[today].T).masked_fill_(~eligible[today], -torch.inf)
             highest, best[rows] = scores.max(1)
             highest = torch.where(highest.isfinite(), highest, 0.0)
             scores.sub_(highest[:, None]).exp_()
@@ -117,7 +119,9 @@ class _CatalogueLogsumexp(torch.autograd.Function):
             grad_query[rows] = scores @ keys
             grad_keys.addmm_(scores.T, query[rows])
             grad_bias += scores.sum(0)
-            grad_weights[rows] = scores @ popularity[today]
+            for today, begin, end in days:
+                torch.mm(scores[begin:end], popularity[today], out=chunk_weights[begin:end])
+            grad_weights[rows] = chunk_weights
             grad_kin[rows] = torch.zeros_like(kin[rows]).index_add_(1, leaf, scores)
             grad_meeting[rows] = scores.gather(1, met_item[rows])
         context.save_for_backward(*gradients)
@@ -130,12 +134,12 @@ class _CatalogueLogsumexp(torch.autograd.Function):
         return grad_query, grad_keys, grad_bias, grad_weights, None, None, None, grad_kin, None, grad_meeting, None, None
 
 
-def _chunks(day: Tensor, items: int) -> list[Tensor]:
-    """Indices of the states in groups of one day, none larger than what may be held at once."""
-    order = torch.argsort(day, stable=True)
-    counts = torch.unique_consecutive(day[order], return_counts=True)[1].tolist()
-    size = max(1, _CHUNK_SCORES // items)
-    return [chunk for group in torch.split(order, counts) for chunk in torch.split(group, size)]
+def _chunks(day: Tensor, items: int) -> Iterator[tuple[Tensor, list[tuple[int, int, int]]]]:
+    """Indices of the states in the order of their days, as many at once as may be held; and of each day among them: day, begin, end."""
+    for rows in torch.split(torch.argsort(day, stable=True), max(1, _CHUNK_SCORES // items)):
+        days, counts = torch.unique_consecutive(day[rows], return_counts=True)
+        ends = counts.cumsum(0).tolist()
+        yield rows, list(zip(days.tolist(), [0, *ends], ends, strict=False))
 
 
 def n_step_targets(reward: Tensor, end: Tensor, length: Tensor, bootstrap: Tensor, gamma: float, n_step: int) -> tuple[Tensor, Tensor]:
