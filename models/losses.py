@@ -40,7 +40,7 @@ class Head:
 def head_of(
     network: Network, windows: Windows, states: States, table: ItemTable, vectors: Tensor, bias: Tensor, popularity: Tensor, day: Tensor, chosen: Tensor
 ) -> Head:
-    """The head in some states of windows: `chosen` is bool[windows, length + 1], `day` int64[chosen states]."""
+    """The head in some states of windows: `chosen` is bool[windows, states], `day` int64[chosen states]."""
     step_category = table.leaf[windows.item][:, None, :].expand_as(states.kin)[chosen]
     kin = by_category(step_category, states.kin[chosen], network.categories)
     return Head(

@@ -64,14 +64,14 @@ class Windows:
 
 @dataclass(frozen=True)
 class States:
-    """The states of windows: state q is the one before step q, so there is one more than steps; [windows, length + 1, …]."""
+    """States of windows: state q is the one before step q, so a window has one more than steps. All of them, or the last one alone."""
 
-    query: Tensor  # [windows, length + 1, dim]
-    value: Tensor  # [windows, length + 1]
-    popularity: Tensor  # [windows, length + 1, POPULARITY_FEATURES] weights
-    met_item: Tensor  # int64[windows, length + 1, length]: item whose last meeting was there; 0 = none
-    meeting: Tensor  # [windows, length + 1, length]: its meeting term
-    kin: Tensor  # [windows, length + 1, length]: what each step before adds to the items of its category; 0 for the steps after
+    query: Tensor  # [windows, states, dim]
+    value: Tensor  # [windows, states]
+    popularity: Tensor  # [windows, states, POPULARITY_FEATURES] weights
+    met_item: Tensor  # int64[windows, states, length]: item whose last meeting was there; 0 = none
+    meeting: Tensor  # [windows, states, length]: its meeting term
+    kin: Tensor  # [windows, states, length]: what each step before adds to the items of its category; 0 for the steps after
 
 
 def category_paths(categories: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -196,41 +196,46 @@ class Network(nn.Module):
             ids = ids * (torch.rand(ids.shape, device=ids.device) >= self.config.id_dropout)
         return self.item_vector(ids) + self.category_vector(table.categories).sum(1), self.item_bias(ids).squeeze(1)
 
-    def states(self, windows: Windows, vectors: Tensor) -> States:
-        """The state before each step, and after the last one, given g of every item [items, dim]."""
+    def states(self, windows: Windows, vectors: Tensor, *, last_only: bool = False) -> States:
+        """The state before each step, and after the last one, or that one alone; given g of every item [items, dim]."""
         tokens = self.item_input(functional.embedding(windows.item, vectors)) + self.event(windows.event)
         tokens = tokens + self.response(windows.response) + self.gap(windows.gap)
         hidden = torch.cat([self.start.expand(len(tokens), 1, -1), tokens], dim=1)
         hidden = self.dropout(hidden)
         turn = rotations(hidden.shape[1], self.config.dim // self.config.heads, hidden.device)
-        for block in self.blocks:
+        state = torch.arange(hidden.shape[1], device=hidden.device)[None, :]
+        for block in self.blocks[:-1]:
             hidden = block(hidden, turn)
+        if last_only:
+            state = windows.length[:, None]
+            hidden = self.blocks[-1](hidden, turn, state)
+        else:
+            hidden = self.blocks[-1](hidden, turn)
         hidden = self.norm(hidden)
-        met_item, meeting = self._meetings(windows, hidden)
-        return States(self.query(hidden), self.value(hidden).squeeze(2), self.popularity(hidden), met_item, meeting, self._kin(windows, hidden))
+        met_item, meeting = self._meetings(windows, hidden, state[:, :, None])
+        kin = self._kin(windows, hidden, state[:, :, None])
+        return States(self.query(hidden), self.value(hidden).squeeze(2), self.popularity(hidden), met_item, meeting, kin)
 
-    def _meetings(self, windows: Windows, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def _meetings(self, windows: Windows, hidden: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         length, device = windows.item.shape[1], hidden.device
         place = torch.arange(length, device=device)
         same = (windows.item[:, :, None] == windows.item[:, None, :]) & (windows.item > 0)[:, None, :]
         count = (same & (place[None, :] <= place[:, None])).sum(2)
         again = torch.where(same & (place[None, :] > place[:, None]), place, length + 1).amin(2)  # [windows, length]
-        state = torch.arange(length + 1, device=device)[:, None]
         last = (place < state) & (again[:, None, :] >= state) & (windows.item > 0)[:, None, :]
 
         query = self.meeting_query(hidden) / math.sqrt(_MEETING_DIM)
         keys = self.meeting_count(count.clamp(max=_COUNT_BUCKETS - 1)) + self.meeting_event(windows.event) + self.meeting_response(windows.response)
         by_step = query @ keys.transpose(1, 2)
         steps_ago = (state - place).clamp(0, self.config.context).expand_as(last)
-        now = torch.cat([windows.time[:, :1], windows.time], dim=1)[:, :, None]
+        now = windows.time.gather(1, (state - 1).clamp(min=0).flatten(1).expand(len(last), -1))[:, :, None]
         time_ago = log_bucket((now - windows.time[:, None, :]).clamp(min=0))
         by_distance = (query @ self.meeting_steps.T).gather(2, steps_ago) + (query @ self.meeting_time.T).gather(2, time_ago)
         value = (by_step + by_distance).masked_fill(~last, 0.0)
         return windows.item[:, None, :] * last, value
 
-    def _kin(self, windows: Windows, hidden: Tensor) -> Tensor:
-        length, device = windows.item.shape[1], hidden.device
-        steps_ago = torch.arange(length + 1, device=device)[:, None] - torch.arange(length, device=device)
+    def _kin(self, windows: Windows, hidden: Tensor, state: Tensor) -> Tensor:
+        steps_ago = state - torch.arange(windows.item.shape[1], device=hidden.device)
         query = self.kin_query(hidden) / math.sqrt(_MEETING_DIM)
         by_step = query @ (self.kin_event(windows.event) + self.kin_response(windows.response)).transpose(1, 2)
         by_distance = (query @ self.kin_steps.T).gather(2, steps_ago.clamp(0, self.config.context).expand_as(by_step))
@@ -251,13 +256,20 @@ class Block(nn.Module):
         self.network = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, hidden: Tensor, turn: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, turn: Tensor, state: Tensor | None = None) -> Tensor:
+        """[windows, length, dim] → the same, or [windows, 1, dim] for the places `state` int64[windows, 1] alone."""
         batch, length, dim = hidden.shape
         parts = self.attention_input(self.attention_norm(hidden)).view(batch, length, 3, self.heads, dim // self.heads)
         turned = rotated(parts[:, :, :2], turn)
         query, key, value = (part.transpose(1, 2) for part in (turned[:, :, 0], turned[:, :, 1], parts[:, :, 2]))
-        attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        hidden = hidden + self.dropout(self.attention_output(attended.transpose(1, 2).reshape(batch, length, dim)))
+        if state is None:
+            attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        else:
+            here = torch.arange(batch, device=hidden.device)[:, None]
+            seen = torch.arange(length, device=hidden.device) <= state[:, :, None]
+            attended = functional.scaled_dot_product_attention(query.transpose(1, 2)[here, state].transpose(1, 2), key, value, attn_mask=seen[:, None])
+            hidden = hidden[here, state]
+        hidden = hidden + self.dropout(self.attention_output(attended.transpose(1, 2).reshape(*hidden.shape)))
         changed: Tensor = hidden + self.dropout(self.network(self.network_norm(hidden)))
         return changed
 

@@ -93,11 +93,11 @@ class Policy:
 
     def _last_states(self, windows: Windows) -> tuple[Head, torch.Tensor]:
         """The head in the state after the last step of each window, and V there."""
-        states = self._network.states(windows, self._vectors)
-        last = torch.arange(states.value.shape[1], device=self._device) == windows.length[:, None]
+        states = self._network.states(windows, self._vectors, last_only=True)
         day = torch.zeros_like(windows.length)
+        last = torch.ones_like(states.value, dtype=torch.bool)
         head = head_of(self._network, windows, states, self._table, self._vectors, self._bias, self._popularity, day, last)
-        return head, states.value[last]
+        return head, states.value[:, 0]
 
 
 def save_policy(folder: Path, network: Network, catalogue: Catalogue, popularity: Floats, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:

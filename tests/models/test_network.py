@@ -43,6 +43,18 @@ def test_padding_and_company_change_no_state() -> None:
     torch.testing.assert_close(together.value[0, :4], alone.value[0], atol=1e-6, rtol=0)
 
 
+def test_the_last_state_alone_is_the_last_of_all() -> None:
+    """Windows of 8, 3 and no steps; the state after the last step is that of the same place among all states."""
+    items, log = catalogue(9), random_steps(2, 8, 9, seed=2)
+    made = network(items)
+    windows = windows_of(log, np.array([0, 8, 8]), np.array([8, 11, 8]), CPU)
+    with torch.no_grad():
+        vectors, _ = made.items(table(items))
+        every, last = made.states(windows, vectors), made.states(windows, vectors, last_only=True)
+    for name in ("query", "value", "popularity", "kin", "meeting", "met_item"):
+        torch.testing.assert_close(getattr(last, name)[:, 0], getattr(every, name)[torch.arange(3), torch.tensor([8, 3, 0])], atol=1e-6, rtol=0)
+
+
 def test_the_last_meeting_of_each_item_counts() -> None:
     """Items 3 5 3 and an unknown one: before step 0 nothing is met; before 2: 3 (step 0) and 5 (step 1); after all: 5 and 3 (step 2)."""
     items = catalogue(9)
