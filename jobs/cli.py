@@ -158,10 +158,10 @@ def doctor() -> None:
 
 @app.command()
 def jars() -> None:
-    """Resolve the Delta JARs into a folder, once."""
-    from jobs.operate.jars import resolve_jars
+    """Resolve the Delta JARs into a folder, and archive the classes that Spark loads, once."""
+    from jobs.operate.jars import fill_jars
 
-    resolve_jars()
+    fill_jars()
 
 
 @app.command()

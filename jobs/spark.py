@@ -21,6 +21,7 @@ JARS_VARIABLE = "NIGHTJAR_JARS"
 DELTA_PACKAGE = "io.delta:delta-spark_4.2_2.13:4.4.0"
 # Spark writes methods that are too long for the JVM to compile unless it is told to: typing a log takes twice as long then.
 _JAVA_OPTIONS = "-Duser.timezone=UTC -XX:+UseSerialGC -XX:-DontCompileHugeMethods"
+CLASSES = "classes.jsa"
 JARS_PATTERNS = ("io.delta_delta-spark_4.2_2.13-4.4.0.jar", "io.delta_*.jar", "io.unitycatalog_*.jar")
 
 
@@ -49,26 +50,33 @@ def java_version() -> int:
 
 def delta_jars() -> list[Path]:
     """The Delta JARs. Raises EngineMissing when they have not been resolved."""
-    jars = sorted({jar for pattern in JARS_PATTERNS for jar in jars_path().glob(pattern)})
+    jars = sorted({jar for pattern in JARS_PATTERNS for jar in jars_path().resolve().glob(pattern)})
     if not any(jar.match(JARS_PATTERNS[0]) for jar in jars):
         raise EngineMissing(f"{DELTA_PACKAGE} is not in {jars_path()}. Run `make setup`, or set {JARS_VARIABLE} to a folder that has it.")
     return jars
 
 
+def _class_archive() -> list[str]:
+    """JVM options for the archive of loaded classes, where `nightjar jars` has made one; a JVM or a class path that it doesn't fit ignores it."""
+    archive = jars_path().resolve() / CLASSES
+    return [f"-XX:SharedArchiveFile={archive}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"] if archive.is_file() else []
+
+
 def start_session(settings: Settings) -> SparkSession:
     """Start Spark on this machine with Delta, in UTC. Raises EngineMissing when Java or the JARs don't fit."""
     java_version()
-    jars = ",".join(str(jar) for jar in delta_jars())
+    jars = ":".join(str(jar) for jar in delta_jars())
     os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
     os.environ["PYSPARK_PYTHON"] = sys.executable
     import pyspark
     from pyspark.sql import SparkSession
 
-    os.environ["SPARK_HOME"] = str(Path(pyspark.__file__).parent)
+    os.environ["SPARK_HOME"] = str(Path(pyspark.__file__).resolve().parent)
+    java_options = " ".join((_JAVA_OPTIONS, *_class_archive(), settings.spark.java_options)).strip()
     return (
         SparkSession.builder.master(f"local[{settings.spark.cores}]")
         .appName("nightjar")
-        .config("spark.jars", jars)
+        .config("spark.driver.extraClassPath", jars)
         .config("spark.driver.memory", settings.spark.memory)
         .config("spark.driver.host", "127.0.0.1")
         .config("spark.ui.enabled", "false")
@@ -76,7 +84,7 @@ def start_session(settings: Settings) -> SparkSession:
         .config("spark.sql.extensions", "io.delta.sql.DeltaSparkSessionExtension")
         .config("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
         .config("spark.sql.session.timeZone", "UTC")
-        .config("spark.driver.extraJavaOptions", " ".join((_JAVA_OPTIONS, settings.spark.java_options)).strip())
+        .config("spark.driver.extraJavaOptions", java_options)
         .config("spark.sql.shuffle.partitions", str(2 * settings.spark.cores))
         .config("spark.databricks.delta.snapshotPartitions", "1")  # each write took 9 s with the default of 50, 2 s with 1
         .config("spark.databricks.delta.skipRecordingEmptyCommits", "false")  # a day without a row is recorded as done

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.contracts.errors import MachineUnfit
 from jobs.operate.doctor import diagnosis, memory, package, print_diagnosis
-from jobs.operate.jars import resolve_jars
+from jobs.operate.jars import fill_jars
 from jobs.settings import Settings
 from jobs.spark import JARS_VARIABLE, delta_jars, jars_path
 
@@ -70,6 +70,6 @@ def test_jars_that_are_there_are_not_resolved_again(tmp_path: Path, monkeypatch:
     monkeypatch.setenv(JARS_VARIABLE, str(jars_path()))
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     before = delta_jars()
-    resolve_jars()
+    fill_jars()
     assert delta_jars() == before
     assert len(before) == 7
