@@ -37,6 +37,15 @@ def test_the_same_seed_gives_the_same_weights(device: torch.device) -> None:
     assert not torch.equal(first["query.weight"], other["query.weight"])
 
 
+def test_threads_that_race_change_no_weight() -> None:
+    """Batches so large that torch shares the sums of one gradient among its threads, which it does from 32,768 numbers on."""
+    data = training_data(catalogue(40), random_steps(40, 60, 40, seed=3))
+    train = Train(epochs=2, batch_steps=2400)
+    first, *others = (weights(fit(data, EVENT_TYPES, train, True, CPU)[0]) for _ in range(4))
+    for other in others:
+        assert all(torch.equal(tensor, other[name]) for name, tensor in first.items())
+
+
 def test_training_leaves_the_random_state_alone() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
