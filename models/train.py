@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -143,16 +144,16 @@ def fit(data: TrainingData, event_types: tuple[str, ...], train: Train, repeats:
 @contextmanager
 def _reproducible(device: torch.device) -> Iterator[None]:
     """On a CPU, sums in an order that does not depend on which thread comes first, as those of gradients of indexed tensors do otherwise."""
-    before = torch.are_deterministic_algorithms_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    net: Any = torch.utils.deterministic  # its switch is a property that mypy can't see
+    before, filled = torch.are_deterministic_algorithms_enabled(), net.fill_uninitialized_memory
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a safety net that costs a pass over every new tensor
+        net.fill_uninitialized_memory = False  # it would cost a pass over every new tensor
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        net.fill_uninitialized_memory = filled
 
 
 class _Learner:
