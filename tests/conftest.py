@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     session = start_session(Settings(lake=str(tmp_path_factory.mktemp("spark")), spark=Spark(memory="1500m", java_options="-XX:TieredStopAtLevel=1")))
     yield session
     session.stop()
+    logging.getLogger("py4j").setLevel(logging.WARNING)  # it tells of connections closed at the very end, into a stream that is closed by then
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -49,14 +50,17 @@ def run_demo(folder: Path, *, users: int, items: int, days: int, seed: int, keep
     os.environ[CONFIG_VARIABLE] = str(landing / "nightjar.toml")
     settings = load_settings()
     lake = Lake(settings.lake_path.resolve(), tuple(settings.event_types))
-    with _stage(f"Backfilling {FIRST_DAY} to {last - timedelta(days=1)}, each step in one pass"):
-        _nightjar(folder / "backfill.log", "backfill", "--from", str(FIRST_DAY), "--to", str(last - timedelta(days=1)))
+    backfill = ("backfill", "--from", str(FIRST_DAY), "--to", str(last - timedelta(days=1)))
     airflow = EmbeddedAirflow(folder / "airflow", DAGS, {CONFIG_VARIABLE: os.environ[CONFIG_VARIABLE]})
-    with _stage("Starting Airflow, and the night in it"), airflow:
-        console.print(f"  Airflow is at {airflow.url}")
-        runs = [airflow.trigger(dag, {"day": str(last)}) for dag in NIGHT]
-        _follow(airflow, runs)
-        stop_command = airflow.keep() if keep else None
+    with ExitStack() as until_the_night_is_over:
+        with _stage(f"Backfilling {backfill[2]} to {backfill[4]}, each step in one pass, while Airflow starts"), ThreadPoolExecutor(1) as aside:
+            backfilled = aside.submit(_nightjar, folder / "backfill.log", *backfill)
+            until_the_night_is_over.enter_context(airflow)
+            backfilled.result()
+        with _stage(f"The night of {last} in Airflow, at {airflow.url}"):
+            runs = [airflow.trigger(dag, {"day": str(last)}) for dag in NIGHT]
+            _follow(airflow, runs)
+            stop_command = airflow.keep() if keep else None
     with _stage("Playing the policy in its world"):
         print_values(landing, settings, None, users=min(users, FRESH_USERS), seed=seed)
     own = sorted(set(lake.read("serving.recommendations", ["user_id"])["user_id"].to_pylist()) - {STRANGER})
