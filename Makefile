@@ -80,4 +80,4 @@ $(READY): requirements/local.txt pyproject.toml | $(filter .tools/bin/uv,$(UV))
 
 $(JARS): jobs/operate/jars.py | $(READY)
 	@$(BIN)/nightjar jars
-	@touch $@
+	@mkdir -p $(@D) && touch $@

@@ -14,14 +14,13 @@ from airflow.providers.standard.sensors.bash import BashSensor
 from airflow.sdk import DAG, CronDataIntervalTimetable, Param
 
 from jobs.contracts.days import parse_day
-from jobs.contracts.errors import BadDay
+from jobs.contracts.errors import BadDay, NotYet
 from jobs.steps import find_step
 
 if TYPE_CHECKING:
     from airflow.sdk.types import DagRunProtocol
 
 POOLS = {"spark": "spark", "torch": "gpu", "arrow": "default_pool"}
-NOT_READY = 1  # exit status of `nightjar ready` for a day that is not there yet
 
 
 def nightly_dag(dag_id: str, doc: str | None) -> DAG:
@@ -54,7 +53,7 @@ def wait_for(step: str) -> BashSensor:
     return BashSensor(
         task_id=f"{find_step(step).name}_ready",
         bash_command=_command("ready", step),
-        retry_exit_code=NOT_READY,
+        retry_exit_code=NotYet.status,
         mode="reschedule",
         poke_interval=15,
         timeout=timedelta(hours=23),

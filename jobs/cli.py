@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from jobs.contracts.days import DayRange, parse_day
-from jobs.contracts.errors import NotReady, exit_status
+from jobs.contracts.errors import NotYet, exit_status
 from jobs.lake import Lake
 from jobs.settings import CONFIG_VARIABLE, Settings, load_settings
 from jobs.steps import FEATURES_DAILY, STEPS, find_step
@@ -48,7 +48,7 @@ def _lake(settings: Settings) -> Lake:
 def run(
     step: Annotated[str, typer.Argument(help=" ".join(step.name for step in STEPS))],
     day: Day,
-    to: Annotated[str | None, typer.Option(help="last day of a range; Spark steps only", metavar="DAY")] = None,
+    to: Annotated[str | None, typer.Option(help="last day of a range; no torch steps", metavar="DAY")] = None,
 ) -> None:
     """Run one step for a day, or for a range of days in one pass."""
     from jobs.operate.run import run_steps
@@ -74,11 +74,11 @@ def backfill(first: From, last: To) -> None:
 
 @app.command()
 def ready(step: Annotated[str, typer.Argument(help="name of a step")], day: Day) -> None:
-    """End with status 0 if the tables of a step hold the day, else with 1 and what is missing."""
+    """End with status 0 if the tables of a step hold the day, with 75 and what is missing if they don't yet."""
     lake, wanted = _lake(load_settings()), parse_day(day)
     missing = [table for table in find_step(step).writes if wanted not in lake.done(table)]
     if missing:
-        raise NotReady(f"{wanted} is not in {', '.join(missing)} yet.")
+        raise NotYet(f"{wanted} is not in {', '.join(missing)} yet.")
 
 
 @app.command()

@@ -193,15 +193,23 @@ class Lake:
             writer = writer.option("replaceWhere", f"{contract.partition_by} IN ({_quoted(replaced)})" if replaced else "false")
         writer.save(self.path(table))
 
+    def require_writable(self, tables: Collection[str]) -> None:
+        """Raise LakeUnwritable or, where one of these tables is there without a column of its contract, ContractBroken. Nothing is made."""
+        nearest = next(folder for folder in (self.root, *self.root.absolute().parents) if folder.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK) or os.statvfs(nearest).f_flag & os.ST_RDONLY:
+            raise LakeUnwritable(f"The lake {self.root} can't be written to. Mend its rights, or set `lake` in nightjar.toml, or NIGHTJAR_LAKE.")
+        for table in tables:
+            if self.exists(table):
+                self._check(table, self._open(table, None))
+
     def ensure(self, table: str) -> None:
         """Create an empty table from its contract when there is none. Raises LakeUnwritable when that can't be done."""
         contract = _contract(table)
+        self.require_writable([])
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LakeUnwritable(f"The lake {self.root} can't be made: {error.strerror}. Set `lake` in nightjar.toml, or NIGHTJAR_LAKE.") from error
-        if not os.access(self.root, os.W_OK) or os.statvfs(self.root).f_flag & os.ST_RDONLY:
-            raise LakeUnwritable(f"The lake {self.root} can't be written to. Mend its rights, or set `lake` in nightjar.toml, or NIGHTJAR_LAKE.")
         DeltaTable.create(
             self.path(table),
             self.schema(table),

@@ -6,6 +6,7 @@ Relative paths are relative to the folder of the settings file.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Self
 
@@ -126,6 +127,9 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _has_steps(self) -> Self:
+        misnamed = [name for name in self.event_types if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)]
+        if misnamed:
+            raise ValueError(f"event_types: {misnamed[0]!r} becomes the name of a column, so it needs to be of letters, digits and _, a letter first")
         if not any(event_type.step for event_type in self.event_types.values()):
             raise ValueError("event_types: at least one type needs `step = true`; nothing can be learnt from a log without actions")
         return self
@@ -153,6 +157,12 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config_path())
+
+
+def elsewhere(config: Path) -> dict[str, str]:
+    """The environment, pointing to other settings: what names the landing folder and the lake of the user's own is left out."""
+    own = {CONFIG_VARIABLE, "NIGHTJAR_LANDING", "NIGHTJAR_LAKE"}
+    return {name: value for name, value in os.environ.items() if name not in own} | {CONFIG_VARIABLE: str(config)}
 
 
 def config_path() -> Path:

@@ -38,7 +38,10 @@ def java_version() -> int:
     where = f"JAVA_HOME={home}" if home else "PATH"
     if java is None or not Path(java).exists():
         raise EngineMissing(f"Spark needs Java, and there is none in {where}. {advice}")
-    answer = subprocess.run([java, "-version"], capture_output=True, text=True)
+    try:
+        answer = subprocess.run([java, "-version"], capture_output=True, text=True)
+    except OSError as error:
+        raise EngineMissing(f"{java} can't be run: {error.strerror}. {advice}") from error
     found = re.search(r'version "(?:1\.)?(\d+)', answer.stderr + answer.stdout)
     if found is None:
         raise EngineMissing(f"{java} does not tell its version: {(answer.stderr or answer.stdout).strip()[:200]!r}. {advice}")

@@ -36,6 +36,7 @@ def run(
     if policy is not None:
         raise BadRequest(f"--policy is for `{RECOMMEND}` alone; a step takes the policy that the lake names.")
     for name in steps:
+        lake.require_writable(find_step(name).writes)
         importlib.import_module(find_step(name).module).run(lake, settings, wanted)
 
 

@@ -84,10 +84,10 @@ def day_number(day: date) -> int:
     return (day - EPOCH).days
 
 
-def load_catalogue(lake: Lake, day: date) -> Catalogue:
+def load_catalogue(lake: Lake, day: date, version: int | None = None) -> Catalogue:
     """Items known at the end of `day`: those with a row that holds then, and those of steps up to then that never had a row.
 
-    Sorted by item id. An item without a row is available.
+    The steps are those of a version of gold.transitions (None = the newest). Sorted by item id. An item without a row is available.
     """
     rows: dict[str, dict[str, Any]] = {}
     if lake.exists("silver.items"):
@@ -95,7 +95,7 @@ def load_catalogue(lake: Lake, day: date) -> Catalogue:
         table = lake.read("silver.items", ["item_id", "category", "title", "available"], holds)
         rows = {row["item_id"]: row for row in table.to_pylist()}
     if lake.exists("gold.transitions"):
-        met = pc.unique(lake.read("gold.transitions", ["item_id"], pc.field("day") <= day)["item_id"])
+        met = pc.unique(lake.read("gold.transitions", ["item_id"], pc.field("day") <= day, version)["item_id"])
         rows |= {item_id: {} for item_id in met.to_pylist() if item_id not in rows}
     item_ids = sorted(rows)
     return Catalogue(

@@ -35,14 +35,15 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
     window_start, held_out = day - timedelta(days=settings.train.window_days - 1), day - timedelta(days=settings.evaluate.holdout_days - 1)
     inputs["gold.transitions"] = version = version_as_of(lake, window_start, day)
     challenger, champion = policy_of(lake, day), champion_before(lake, day)
-    catalogue = load_catalogue(lake, day)
+    catalogue = load_catalogue(lake, day, version)
     steps = load_steps(lake, catalogue, tuple(settings.event_types), window_start, day, version)
     # Every policy knows the popularity of the evening before the held-out days, however long ago it was trained.
     train = until(steps, day_number(held_out) - 1)
     popularity = popularity_by_day(train, len(catalogue), day_number(held_out), 1)[0]
-    rankers: dict[str, Ranker] = {CHALLENGER: Policy.load(lake.root / challenger.path, catalogue, popularity)}
+    event_types = tuple(settings.event_types)
+    rankers: dict[str, Ranker] = {CHALLENGER: Policy.load(lake.root / challenger.path, catalogue, event_types, popularity)}
     if champion.version != POPULARITY:
-        rankers[CHAMPION] = Policy.load(lake.root / champion.path, catalogue, popularity)
+        rankers[CHAMPION] = Policy.load(lake.root / champion.path, catalogue, event_types, popularity)
     judged = judge(rankers, steps, load_availability(lake, catalogue, steps, held_out, day), held_out, settings)
     rows = [
         {"policy_version": challenger.version, "name": name, "metric": metric, "day": day, "value": estimate.value, "samples": estimate.samples}

@@ -16,6 +16,7 @@ from jobs.settings import Gate, Settings
 from jobs.steps import find_step
 
 POPULARITY = "popularity"  # the champion before the first promotion
+POLICIES = "policies"  # folder below the lake
 
 Verdict = Literal["promote", "keep_champion", "insufficient_support"]
 
@@ -83,10 +84,10 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
 
 def policy_of(lake: Lake, day: date) -> PolicyRecord:
     """The policy trained on `day`. Raises NotReady when there is none."""
-    found = _policies(lake, ds.field("day") == day)
+    found = lake.read("gold.policies", ["policy_version", "path", "manifest"], ds.field("day") == day).to_pylist()
     if not found:
         raise NotReady(f"No policy of {day} is in gold.policies. Run `nightjar run train --day {day}` first.")
-    return found[0]
+    return PolicyRecord(found[0]["policy_version"], found[0]["path"], found[0]["manifest"])
 
 
 def champion_before(lake: Lake, day: date) -> PolicyRecord:
@@ -97,15 +98,19 @@ def champion_before(lake: Lake, day: date) -> PolicyRecord:
     version = verdicts.sort_by("day")["serving"][-1].as_py()
     if version == POPULARITY:
         return PolicyRecord(POPULARITY, "", "{}")
-    found = _policies(lake, ds.field("policy_version") == version)
-    if not found:
-        raise NotReady(f"The last verdict before {day} serves {version}, which is not in gold.policies: train the day of that policy again.")
-    return found[0]
+    return policy_named(lake, version)
 
 
-def _policies(lake: Lake, chosen: ds.Expression) -> list[PolicyRecord]:
-    rows = lake.read("gold.policies", ["policy_version", "path", "manifest"], chosen).to_pylist()
-    return [PolicyRecord(row["policy_version"], row["path"], row["manifest"]) for row in rows]
+def policy_named(lake: Lake, version: str) -> PolicyRecord:
+    """The policy of that version, by its folder: gold.policies forgets a policy whose day was trained again, a verdict may still serve it.
+
+    Raises NotReady when there is no such folder.
+    """
+    path = f"{POLICIES}/{version}"
+    manifest = lake.root / path / "manifest.json"
+    if not manifest.is_file():
+        raise NotReady(f"There is no policy {version!r} in {lake.root / POLICIES}. Name another one, `{POPULARITY}`, or bring its folder back.")
+    return PolicyRecord(version, path, manifest.read_text())
 
 
 def _measures(lake: Lake, day: date, version: str) -> Measures:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,20 +34,30 @@ class Policy:
     """
 
     def __init__(
-        self, name: str, network: Network, item_ids: tuple[str, ...], categories: tuple[tuple[str, ...], ...], catalogue: Catalogue, popularity: Floats
+        self,
+        name: str,
+        network: Network,
+        item_ids: tuple[str, ...],
+        categories: tuple[tuple[str, ...], ...],
+        catalogue: Catalogue,
+        event_types: tuple[str, ...],
+        popularity: Floats,
     ) -> None:
         self.name = name
         self._network = network.eval()
         self._device = next(network.parameters()).device
         self._popularity = torch.from_numpy(popularity)[None].to(self._device)
         self._table = item_table(item_ids, categories, catalogue, self._device)
+        learnt = {name: code for code, name in enumerate(network.config.event_types, start=1)}
+        self._kinds = torch.tensor([0, *(learnt.get(event_type, 0) for event_type in event_types)], device=self._device)
         with torch.no_grad():
             self._vectors, self._bias = network.items(self._table)
 
     @classmethod
-    def load(cls, folder: Path, catalogue: Catalogue, popularity: Floats | None = None) -> Self:
+    def load(cls, folder: Path, catalogue: Catalogue, event_types: tuple[str, ...], popularity: Floats | None = None) -> Self:
         """Read a policy folder. Raises NotReady when something in it is missing.
 
+        `event_types`: those that the steps to be scored are coded by; one that the policy never met counts as none.
         `popularity`: float32[len(catalogue), features] as of the night to be served (`models.network.popularity_by_day`);
         None = as of the last day that the policy was trained on.
         """
@@ -64,7 +74,7 @@ class Policy:
             known = dict(zip(item_ids, items["popularity"], strict=True))
             unknown = [0.0] * len(items["popularity"][0])
             popularity = np.array([known.get(item_id, unknown) for item_id in catalogue.item_ids], dtype=np.float32)
-        return cls(folder.name, network.to(device_of_choice()), item_ids, categories, catalogue, popularity)
+        return cls(folder.name, network.to(device_of_choice()), item_ids, categories, catalogue, event_types, popularity)
 
     def score(self, steps: Steps, users: Ints, ends: Ints) -> Floats:
         """As `Ranker` says; index 0, which is no item, scores -inf."""
@@ -93,6 +103,7 @@ class Policy:
 
     def _last_states(self, windows: Windows) -> tuple[Head, torch.Tensor]:
         """The head in the state after the last step of each window, and V there."""
+        windows = replace(windows, event=self._kinds[windows.event], response=self._kinds[windows.response])
         states = self._network.states(windows, self._vectors, last_only=True)
         day = torch.zeros_like(windows.length)
         last = torch.ones_like(states.value, dtype=torch.bool)

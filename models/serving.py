@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
-from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 
-from jobs.contracts.errors import NotReady
 from jobs.lake import Lake
 from jobs.settings import Settings
 from models.baselines import Popularity
 from models.data import EPOCH, Bools, Catalogue, Ints, Ranker, Steps, day_number, load_catalogue, load_steps, version_as_of
-from models.gate import POPULARITY
+from models.gate import POPULARITY, policy_named
 from models.network import popularity_by_day
 from models.policy import Policy
 
@@ -34,7 +32,9 @@ class Served:
         allowed = np.tile(self.catalogue.available, (len(users), 1))
         if not repeats:
             for row, user in enumerate(users.tolist()):
-                allowed[row, steps.item[steps.offsets[user] : steps.offsets[user + 1]]] = False
+                met = steps.item[steps.offsets[user] : steps.offsets[user + 1]]
+                if allowed[row].sum() > allowed[row, np.unique(met)].sum():  # else nothing is new to this user, and old is better than none
+                    allowed[row, met] = False
         return allowed
 
 
@@ -45,14 +45,16 @@ def load_served(lake: Lake, settings: Settings, day: date, version: str | None) 
     """
     version = version or _verdict(lake, day)
     window = day - timedelta(days=settings.train.window_days - 1)
-    pinned = version_as_of(lake, window, day)
-    catalogue = load_catalogue(lake, day)
     first = min(window, day - timedelta(days=settings.score.active_days - 1)) if settings.evaluate.repeats else EPOCH
-    steps = load_steps(lake, catalogue, tuple(settings.event_types), first, day, pinned)
+    pinned = version_as_of(lake, first, day)
+    catalogue, event_types = load_catalogue(lake, day, pinned), tuple(settings.event_types)
+    steps = load_steps(lake, catalogue, event_types, first, day, pinned)
     if version == POPULARITY:
-        return Served(version, Popularity(steps, len(catalogue)), catalogue, steps, pinned)
+        within = load_steps(lake, catalogue, event_types, window, day, pinned)
+        return Served(version, Popularity(within, len(catalogue)), catalogue, steps, pinned)
     popularity = popularity_by_day(steps, len(catalogue), day_number(day) + 1, 1)[0]
-    return Served(version, Policy.load(_folder(lake, version), catalogue, popularity), catalogue, steps, pinned)
+    policy = Policy.load(lake.root / policy_named(lake, version).path, catalogue, event_types, popularity)
+    return Served(version, policy, catalogue, steps, pinned)
 
 
 def with_stranger(steps: Steps, user_id: str) -> Steps:
@@ -63,10 +65,3 @@ def with_stranger(steps: Steps, user_id: str) -> Steps:
 def _verdict(lake: Lake, day: date) -> str:
     lake.require("gold.verdicts", [day])
     return str(lake.read("gold.verdicts", ["serving"], pc.field("day") == day)["serving"][0].as_py())
-
-
-def _folder(lake: Lake, version: str) -> Path:
-    paths = lake.read("gold.policies", ["path"], pc.field("policy_version") == version)["path"].to_pylist() if lake.exists("gold.policies") else []
-    if not paths:
-        raise NotReady(f"There is no policy {version!r} in gold.policies of {lake.root}. Name another one, `{POPULARITY}`, or train its day again.")
-    return lake.root / str(paths[0])

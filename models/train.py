@@ -29,6 +29,7 @@ from jobs.lake import Lake, revision
 from jobs.settings import Settings, Train
 from jobs.steps import find_step
 from models.data import Bools, Catalogue, Floats, Ints, Steps, day_number, load_availability, load_catalogue, load_steps, version_as_of
+from models.gate import POLICIES
 from models.losses import catalogue_logsumexp, chosen_score, head_of, n_step_targets
 from models.network import ItemTable, Network, NetworkConfig, Windows, category_paths, item_table, popularity_by_day, windows_of
 from models.policy import device_of_choice, save_policy
@@ -47,7 +48,7 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
     inputs = lake.versions(find_step("train").reads)
     first, last = day - timedelta(days=settings.train.window_days - 1), day - timedelta(days=settings.evaluate.holdout_days)
     inputs["gold.transitions"] = version = version_as_of(lake, first, day)
-    catalogue = load_catalogue(lake, day)
+    catalogue = load_catalogue(lake, day, version)
     steps = load_steps(lake, catalogue, tuple(settings.event_types), first, last, version)
     _check_enough(steps, catalogue, first, last, lake)
     manifest = {
@@ -64,7 +65,7 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
     data = TrainingData.build(lake, catalogue, steps, first, last)
     network, scale = fit(data, tuple(settings.event_types), settings.train, settings.evaluate.repeats, device_of_choice())
 
-    folder = lake.root / "policies" / policy_version
+    folder = lake.root / POLICIES / policy_version
     unfinished = folder.with_name(f".{policy_version}")
     shutil.rmtree(unfinished, ignore_errors=True)
     lake.ensure("gold.policies")

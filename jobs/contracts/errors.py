@@ -2,13 +2,16 @@
 
 import sys
 from collections.abc import Callable
+from typing import ClassVar
 
 
 class NightjarError(Exception):
     """A failure whose message says what was expected, what came, where, and what to do.
 
-    The command line prints the message and ends with status 1.
+    The command line prints the message and ends with `status`.
     """
+
+    status: ClassVar[int] = 1
 
 
 class UnknownStep(NightjarError):
@@ -25,6 +28,12 @@ class BadSettings(NightjarError):
 
 class NotReady(NightjarError):
     """A table, or a day of it, that a step needs and that has not been made yet."""
+
+
+class NotYet(NightjarError):
+    """A day that a step has not made yet: whoever waits for it may ask again (EX_TEMPFAIL of sysexits.h)."""
+
+    status = 75
 
 
 class EmptyLanding(NightjarError):
@@ -84,7 +93,7 @@ class OlderThanServed(NightjarError):
 
 
 class EngineMissing(NightjarError):
-    """Java, the Delta JARs or a package that a step needs is not there or does not fit."""
+    """Java or the Delta JARs are not there, or do not fit."""
 
 
 class TrackingFailed(NightjarError):
@@ -96,10 +105,10 @@ class ProcessFailed(NightjarError):
 
 
 def exit_status(work: Callable[[], None]) -> int:
-    """Do `work`; return 0, or print the message of a NightjarError to stderr and return 1."""
+    """Do `work`; return 0, or print the message of a NightjarError to stderr and return its status."""
     try:
         work()
     except NightjarError as error:
         print(f"nightjar: {error}", file=sys.stderr)
-        return 1
+        return error.status
     return 0

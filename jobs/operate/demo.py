@@ -21,7 +21,7 @@ from jobs.contracts.errors import BadDay, FolderTaken, ProcessFailed
 from jobs.lake import Lake
 from jobs.operate.airflow import EmbeddedAirflow, Run, TaskState, tail
 from jobs.operate.show import STRANGER, print_lists
-from jobs.settings import CONFIG_VARIABLE, load_settings
+from jobs.settings import CONFIG_VARIABLE, elsewhere, load_settings
 from jobs.world.simulate import simulate
 from jobs.world.value import print_values
 
@@ -47,7 +47,9 @@ def run_demo(folder: Path, *, users: int, items: int, days: int, seed: int, keep
     landing, last = folder / "landing", FIRST_DAY + timedelta(days=days - 1)
     with _stage(f"Simulating {days} days of {users:,} users and {items:,} items"):
         simulate(landing, users=users, items=items, first=FIRST_DAY, days=days, seed=seed, null=False, confounded=False, faults=False)
-    os.environ[CONFIG_VARIABLE] = str(landing / "nightjar.toml")
+    environment = elsewhere(landing / "nightjar.toml")
+    os.environ.clear()
+    os.environ.update(environment)
     settings = load_settings()
     lake = Lake(settings.lake_path.resolve(), tuple(settings.event_types))
     backfill = ("backfill", "--from", str(FIRST_DAY), "--to", str(last - timedelta(days=1)))

@@ -45,6 +45,7 @@ def run_steps(names: Sequence[str], days: DayRange, settings: Settings) -> None:
         with _spark(settings) if engine == "spark" else nullcontext() as spark:
             for step in group:
                 with _timed(f"{step.name} {days}"):
+                    lake.require_writable(step.writes)
                     run = importlib.import_module(step.module).run
                     run(spark, lake, settings, days) if spark else run(lake, settings, days)
 

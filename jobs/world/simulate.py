@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.contracts.errors import FolderTaken
+from jobs.contracts.errors import FolderTaken, LandingUnwritable
 from jobs.world.episodes import DAY, NOTHING, play
 from jobs.world.faults import Faults
 from jobs.world.landing import Event, draw_titles, events_of, item_lines, settings_text, user_lines, write_lines
@@ -31,15 +31,17 @@ LEDGER_FILE = Path(".world", "faults.json")
 def simulate(landing: Path, *, users: int, items: int, first: date, days: int, seed: int, null: bool, confounded: bool, faults: bool) -> None:
     """Write a landing folder, whole or not at all; an earlier world in its place is replaced.
 
-    Raises FolderTaken when the folder holds anything else.
+    Raises FolderTaken when the folder holds anything else, LandingUnwritable when it can't be made.
     """
     if landing.exists() and not (landing / WORLD_FILE).exists() and (not landing.is_dir() or any(landing.iterdir())):
         raise FolderTaken(f"{landing} holds something that `nightjar simulate` did not write. Name a new or an empty folder.")
     world = settle(draw_world(seed, users=users, items=items, first=first, days=days, null=null, confounded=confounded))
-    landing.parent.mkdir(parents=True, exist_ok=True)
     building = landing.with_name(f".{landing.name}.new")
     shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
+    try:
+        building.mkdir(parents=True)
+    except OSError as error:
+        raise LandingUnwritable(f"{landing} can't be made: {error.strerror}. Name another folder.") from error
     (building / "nightjar.toml").write_text(settings_text())
     plan = Faults.plan(world) if faults else None
     world = plan.changed() if plan else world

@@ -1,4 +1,4 @@
--- Each recommended item is known, and available, at the end of the day.
+-- Each recommended item is known, and not marked unavailable, at the end of the day. One without a row of its own is known by its steps.
 -- Grain: a user and a rank.
 with recommendations as (
     select
@@ -17,10 +17,25 @@ items as (
     where valid_from <= $day and (valid_to is null or valid_to > $day)
 ),
 
-available_items as (
+known_items as (
     select item_id
     from items
-    where coalesce(available, true)
+    union
+    select item_id
+    from gold_transitions
+    where day <= $day
+),
+
+unavailable_items as (
+    select item_id
+    from items
+    where not available
+),
+
+available_items as (
+    select known_items.item_id
+    from known_items
+    anti join unavailable_items on known_items.item_id = unavailable_items.item_id
 )
 
 select

@@ -19,6 +19,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from jobs.settings import elsewhere
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -59,7 +61,7 @@ def main(
     console = Console(width=110)
     with tempfile.TemporaryDirectory() as folder:
         landing = Path(folder, "landing")
-        environment = os.environ | {"NIGHTJAR_CONFIG": str(landing / "nightjar.toml")}
+        environment = elsewhere(landing / "nightjar.toml")
         measure(["simulate", str(landing), "--users", str(users), "--items", str(items), "--days", str(days)], dict(os.environ))
         arrived = sorted(path.name.removeprefix("ds=") for path in (landing / "events").iterdir())
         for arguments in (["backfill", "--from", arrived[0], "--to", arrived[-2]], ["night", "--day", arrived[-1]]):

@@ -49,6 +49,9 @@ def test_a_missing_column_is_named(lake: Lake) -> None:
     wider = Lake(lake.root, (*lake.event_types, "share"))
     with pytest.raises(ContractBroken, match="share_count_1d"):
         wider.read("gold.user_features")
+    with pytest.raises(ContractBroken, match="share_count_1d"):
+        wider.require_writable(["gold.item_features", "gold.user_features"])
+    assert not lake.exists("gold.item_features")
 
 
 def test_both_engines_write_and_read_the_same(spark: SparkSession, lake: Lake) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.contracts.errors import BadSettings
-from jobs.settings import CONFIG_VARIABLE, load_settings
+from jobs.settings import CONFIG_VARIABLE, elsewhere, load_settings
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -23,6 +23,17 @@ def test_the_environment_wins_over_the_file(config: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("NIGHTJAR_SCORE__TOP_N", "9")
     settings = load_settings()
     assert (settings.score.top_n, settings.score.active_days) == (9, 3)
+
+
+def test_who_works_elsewhere_leaves_the_lake_of_the_environment_alone(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make demo` of somebody whose shell names a real lake."""
+    monkeypatch.setenv("NIGHTJAR_LAKE", "/real/lake")
+    monkeypatch.setenv("NIGHTJAR_LANDING", "/real/landing")
+    monkeypatch.setenv("NIGHTJAR_SCORE__TOP_N", "9")
+    assert load_settings().lake == "/real/lake"
+    environment = elsewhere(config)
+    assert {name for name in environment if name.startswith("NIGHTJAR_")} >= {CONFIG_VARIABLE, "NIGHTJAR_SCORE__TOP_N"}
+    assert not {"NIGHTJAR_LAKE", "NIGHTJAR_LANDING"} & environment.keys()
 
 
 def test_paths_are_relative_to_the_file(config: Path) -> None:
@@ -44,6 +55,7 @@ def test_the_file_at_the_top_of_the_project_is_sound(monkeypatch: pytest.MonkeyP
         ("[score]\ntopn = 5\n", r"score\.topn: Extra inputs are not permitted"),
         ('[event_types.click]\nreward = "1"\n', "at least one type needs `step = true`"),
         ('[event_types.view]\nstep = true\nreward = "1 +"\n', r"event_types\.view\.reward"),
+        ("[event_types.'add to cart']\nstep = true\n", "'add to cart' becomes the name of a column"),
         ("score = [", "is no TOML"),
     ],
 )

@@ -14,7 +14,7 @@ def test_the_plan_in_order() -> None:
 
 
 def test_each_step_reads_what_an_earlier_one_wrote() -> None:
-    written: set[str] = set()
+    written = {"gold.verdicts"}  # of the nights before: they name the champion
     for step in STEPS:
         assert set(step.reads) <= written, step.name
         written |= set(step.writes)

@@ -10,7 +10,7 @@ import pytest
 from jobs.contracts.errors import NotReady
 from jobs.lake import Lake
 from jobs.settings import Gate, Settings
-from models.gate import Measure, champion_before, decide, run
+from models.gate import Measure, champion_before, decide, policy_of, run
 from models.tracking import tracking_uri
 
 DAY = date(2026, 1, 5)
@@ -92,6 +92,8 @@ def put_policy(lake: Lake, day: date, version: str) -> None:
         "day": day,
     }
     lake.replace("gold.policies", pa.Table.from_pylist([row], lake.schema("gold.policies")), "train", [day], {})
+    (lake.root / "policies" / version).mkdir(parents=True)
+    (lake.root / "policies" / version / "manifest.json").write_text("{}")
 
 
 def put_evaluation(lake: Lake, day: date, version: str, judged: dict[tuple[str, str], Measure]) -> None:
@@ -130,6 +132,19 @@ def test_a_night_is_recorded_once_however_often_it_runs(lake: Lake, settings: Se
     versions = {alias: client.get_model_version_by_alias("nightjar", alias).tags["nightjar.policy_version"] for alias in ("champion", "challenger")}
     assert versions == {"champion": "p1", "challenger": "p2"}
     assert len(client.search_model_versions("name = 'nightjar'")) == 2
+
+
+def test_a_champion_whose_day_was_trained_again_is_found(lake: Lake) -> None:
+    put_policy(lake, DAY, "p1")
+    verdict = {"challenger": "p1", "champion": "popularity", "verdict": "promote", "serving": "p1", "reasons": []}
+    rows = [verdict | {"effective_sample_size": 1.0, "overlap": 1.0, "day": DAY}]
+    lake.replace("gold.verdicts", pa.Table.from_pylist(rows, lake.schema("gold.verdicts")), "gate", [DAY], {})
+    put_policy(lake, DAY, "p1-again")
+    assert policy_of(lake, DAY).version == "p1-again"
+    assert champion_before(lake, DAY + timedelta(days=1)).version == "p1"
+    (lake.root / "policies" / "p1" / "manifest.json").unlink()
+    with pytest.raises(NotReady, match="no policy 'p1'"):
+        champion_before(lake, DAY + timedelta(days=1))
 
 
 def test_an_evaluation_of_another_policy_is_refused(lake: Lake, settings: Settings) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -14,11 +15,13 @@ from jobs.lake import Lake
 from jobs.settings import Evaluate, Score, Settings
 from models import score as scoring
 from models import train as training
+from models.baselines import Popularity
 from models.data import END_CODES, day_number, load_availability, load_catalogue, load_steps
 from models.policy import Policy
 from models.recommend import answers
 from models.score import draw_list, generator
-from tests.models.learner_cases import NO_POPULARITY, SMALL, catalogue, network, random_steps, steps
+from models.serving import Served
+from tests.models.learner_cases import EVENT_TYPES, NO_POPULARITY, SMALL, catalogue, network, random_steps, steps
 from tests.models.learner_lake import D, land
 
 POPULAR = "popularity"
@@ -155,15 +158,39 @@ def test_histories_are_answered(lake: Lake, settings: Settings) -> None:
         list(answers(io.StringIO('{"n": 1}\n'), lake, settings, D, POPULAR))
 
 
+def test_a_policy_reads_steps_by_the_names_of_their_types() -> None:
+    """Settings that name the types in another order, and one more, code the same steps otherwise; the new type counts as none."""
+    items, log = catalogue(6), random_steps(2, 8, 6, seed=7)
+    ends, popularity = log.offsets[1:], NO_POPULARITY.repeat(7, 0)
+    before = Policy("p", network(items), items.item_ids, items.categories, items, EVENT_TYPES, popularity)
+    later = Policy("p", network(items), items.item_ids, items.categories, items, (*EVENT_TYPES[::-1], "new"), popularity)
+    event, response = (np.where(codes > 0, len(EVENT_TYPES) + 1 - codes, 0).astype(np.int8) for codes in (log.event, log.response))
+    recoded = replace(log, event=event, response=response)
+    np.testing.assert_array_equal(later.score(recoded, np.arange(2), ends), before.score(log, np.arange(2), ends))
+    unknown, none = (replace(log, response=np.full_like(log.response, code)) for code in (len(EVENT_TYPES) + 1, 0))
+    unknown, none = (replace(steps, event=np.zeros_like(log.event)) for steps in (unknown, none))
+    np.testing.assert_array_equal(later.score(unknown, np.arange(2), ends), before.score(none, np.arange(2), ends))
+
+
+def test_who_has_met_everything_is_offered_it_again() -> None:
+    """Three items, none to be repeated: user 0 met 1 and 2 and gets 3; user 1 met all that are available, 1 and 3, and gets both."""
+    items = replace(catalogue(3), available=np.array([False, True, True, True]))
+    log = steps([[{"item": 1}, {"item": 2}], [{"item": 1}, {"item": 3}]])
+    served = Served("p", Popularity(log, 4), items, log, 0)
+    assert served.candidates(log, np.array([0]), repeats=False).tolist() == [[False, False, False, True]]
+    fewer = replace(served, catalogue=replace(items, available=np.array([False, True, False, True])))
+    assert fewer.candidates(log, np.array([1, 0]), repeats=False).tolist() == [[False, True, False, True], [False, False, False, True]]
+
+
 def test_the_context_is_all_that_a_score_depends_on() -> None:
     """A history of 20 steps scores as its last 8 do; an empty one, an unknown item and a catalogue of one item have scores too."""
     items, log = catalogue(6), random_steps(1, 20, 6, seed=7)
-    policy = Policy("p", network(items), items.item_ids, items.categories, items, NO_POPULARITY.repeat(7, 0))
+    policy = Policy("p", network(items), items.item_ids, items.categories, items, EVENT_TYPES, NO_POPULARITY.repeat(7, 0))
     long = policy.score(log, np.array([0]), np.array([20]))
     rows = [{"item": int(log.item[at]), "response": int(log.response[at]), "time": int(log.time[at])} for at in range(11, 20)]
     np.testing.assert_allclose(policy.score(steps([rows]), np.array([0]), np.array([9])), long, atol=1e-5)
     others = steps([[], [{"item": 0, "event": 0}]])
     assert np.isfinite(policy.score(others, np.array([0, 1]), others.offsets[1:])[:, 1:]).all()
     one = catalogue(1)
-    single = Policy("p", network(one), one.item_ids, one.categories, one, NO_POPULARITY.repeat(2, 0))
+    single = Policy("p", network(one), one.item_ids, one.categories, one, EVENT_TYPES, NO_POPULARITY.repeat(2, 0))
     assert np.isfinite(single.score(steps([[{"item": 1}]]), np.array([0]), np.array([1]))[0, 1])

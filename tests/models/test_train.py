@@ -69,7 +69,7 @@ def test_q_converges_to_dynamic_programming() -> None:
     items, log = catalogue(2, [(), ()]), steps(histories)
     changes = {"alpha": 0.0, "supervised": 0.0, "gamma": 0.5, "n_step": 1, "epochs": 150, "learning_rate": 5e-3, "target_rate": 0.1, "context": 16}
     made, scale = fit(training_data(items, log), EVENT_TYPES, SMALL.model_copy(update=changes | {"batch_steps": 256}), True, CPU)
-    policy = Policy("p", made, items.item_ids, items.categories, items, NO_POPULARITY.repeat(3, 0))
+    policy = Policy("p", made, items.item_ids, items.categories, items, EVENT_TYPES, NO_POPULARITY.repeat(3, 0))
     past = steps([[{"item": 2, "time": 0}, {"item": 2, "time": 60}, {"item": item, "time": 120}] for item in (1, 2)])
     q = scale * policy.q(past, np.array([0, 1]), past.offsets[1:])[:, 1:]
     np.testing.assert_allclose(q, [[1 / 3, 2 / 3], [4 / 3, 2 / 3]], atol=0.12)
@@ -159,11 +159,11 @@ def test_a_policy_is_written_registered_and_the_same_again(lake: Lake, settings:
 
     items = load_catalogue(lake, D)
     log = random_steps(3, 4, 7, seed=6)
-    scores = Policy.load(folder, items).score(log, np.arange(3), log.offsets[1:])
+    scores = Policy.load(folder, items, tuple(settings.event_types)).score(log, np.arange(3), log.offsets[1:])
     assert np.isfinite(scores[:, 1:]).all()
     (folder / "items.parquet").unlink()
     with pytest.raises(NotReady, match=r"items\.parquet"):
-        Policy.load(folder, items)
+        Policy.load(folder, items, tuple(settings.event_types))
 
 
 def test_a_version_that_knew_no_more_is_read(lake: Lake) -> None:

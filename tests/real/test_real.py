@@ -5,7 +5,6 @@ The data sets lie beside the project and never enter it. At the end the README's
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ import pyarrow.compute as pc
 import pytest
 
 from jobs.lake import Lake
-from jobs.settings import CONFIG_VARIABLE, load_settings
+from jobs.settings import CONFIG_VARIABLE, elsewhere, load_settings
 from jobs.steps import STEPS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -25,7 +24,7 @@ SETS = {"movietweetings": DATA / "movietweetings", "taobao": DATA / "taobao_user
 
 
 def nightjar(config: Path | None, *arguments: str) -> None:
-    environment = os.environ | ({CONFIG_VARIABLE: str(config)} if config else {})
+    environment = elsewhere(config) if config else None
     answer = subprocess.run([sys.executable, "-m", "jobs", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert answer.returncode == 0, f"nightjar {' '.join(arguments)}\n{answer.stdout[-2000:]}\n{answer.stderr[-4000:]}"
 

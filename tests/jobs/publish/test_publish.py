@@ -95,6 +95,15 @@ def test_each_check_finds_its_row_and_passes_without(lake: Lake, settings: Setti
         assert offending(lake, settings, name) == {name: 1}
 
 
+def test_an_item_without_a_row_is_known_by_its_steps(lake: Lake, settings: Settings) -> None:
+    """A log without an items feed, or an item whose row has not arrived: `c` was shown, `d` is from nowhere."""
+    steps = [stepped("e1", "ann", "a"), stepped("e2", "bob", "c")]
+    write(lake, silver_interactions=steps, gold_transitions=steps, gold_recommendations=[*GOOD, listed("ann", 3, "c")])
+    assert offending(lake, settings, "recommended_item_is_available") == {"recommended_item_is_available": 0}
+    write(lake, silver_interactions=steps, gold_transitions=steps, gold_recommendations=[*GOOD, listed("ann", 3, "c"), listed("bob", 3, "d")])
+    assert offending(lake, settings, "recommended_item_is_available") == {"recommended_item_is_available": 1}
+
+
 def test_a_night_is_published_once_audited_and_never_else(lake: Lake, settings: Settings) -> None:
     write(lake, gold_recommendations=[row for row in GOOD if row["user_id"] != "*"])
     with pytest.raises(NotReady, match=r"gold\.audits"):
