@@ -78,6 +78,6 @@ $(READY): requirements/local.txt pyproject.toml | $(filter .tools/bin/uv,$(UV))
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(JARS): jobs/operate/jars.py | $(READY)
+$(JARS): jobs/operate/jars.py $(READY)
 	@$(BIN)/nightjar jars
 	@mkdir -p $(@D) && touch $@

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 
 from jobs.contracts.errors import EngineMissing
@@ -36,9 +37,16 @@ def fill_jars() -> None:
         java_version()
         _fetch(jars_path())
     delta_jars()
-    if not (jars_path() / CLASSES).is_file():
+    if not _is_current(jars_path() / CLASSES):
         java_version()
         _archive_classes(jars_path())
+
+
+def _is_current(archive: Path) -> bool:
+    """Whether it was made since Spark was installed: a JVM takes no archive that is older than a JAR of its class path."""
+    spark = find_spec("pyspark")
+    installed = Path(spark.origin).parent / "jars" if spark and spark.origin else None
+    return archive.is_file() and (installed is None or archive.stat().st_mtime >= installed.stat().st_mtime)
 
 
 def _fetch(target: Path) -> None:
@@ -66,6 +74,7 @@ def _resolve(ivy: Path) -> list[Path]:
 
 def _archive_classes(target: Path) -> None:
     """Rehearse the Spark steps on two days of a tiny world in a JVM that writes down which classes it loaded."""
+    (target / CLASSES).unlink(missing_ok=True)  # a JVM that reads one can't write one
     print(f"Rehearsing once, so that Spark starts faster from now on: {target / CLASSES} …", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=target.resolve()) as folder:
         landing, archive = Path(folder, "landing"), Path(folder, CLASSES)
