@@ -195,7 +195,7 @@ class Lake:
 
     def require_writable(self, tables: Collection[str]) -> None:
         """Raise LakeUnwritable or, where one of these tables is there without a column of its contract, ContractBroken. Nothing is made."""
-        nearest = next(folder for folder in (self.root, *self.root.absolute().parents) if folder.exists())
+        nearest = next(folder for folder in (self.root, *self.root.absolute().parents) if os.path.lexists(folder))
         if not nearest.is_dir() or not os.access(nearest, os.W_OK) or os.statvfs(nearest).f_flag & os.ST_RDONLY:
             raise LakeUnwritable(f"The lake {self.root} can't be written to. Mend its rights, or set `lake` in nightjar.toml, or NIGHTJAR_LAKE.")
         for table in tables:

@@ -83,13 +83,14 @@ def message_without_privileges(lake: Lake) -> str:
     if child == 0:
         if os.getuid() == 0:
             os.setuid(65534)
+        answer = "written"
         try:
             lake.ensure("gold.verdicts")
-            answer = "written"
-        except LakeUnwritable as error:
-            answer = str(error)
-        os.write(sink, answer.encode())
-        os._exit(0)
+        except BaseException as error:
+            answer = str(error) if isinstance(error, LakeUnwritable) else repr(error)
+        finally:
+            os.write(sink, answer.encode())
+            os._exit(0)  # whatever happened, the child must not go on with the tests
     os.close(sink)
     os.waitpid(child, 0)
     with os.fdopen(source) as stream:
