@@ -125,11 +125,16 @@ class Settings(BaseSettings):
     score: Score = Score()
     spark: Spark = Spark()
 
+    @field_validator("event_types")
+    @classmethod
+    def _can_be_columns(cls, event_types: dict[str, EventType]) -> dict[str, EventType]:
+        for name in event_types:
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+                raise ValueError(f"{name!r} becomes the name of a column, so it needs to be of letters, digits and _, a letter first")
+        return event_types
+
     @model_validator(mode="after")
     def _has_steps(self) -> Self:
-        misnamed = [name for name in self.event_types if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)]
-        if misnamed:
-            raise ValueError(f"event_types: {misnamed[0]!r} becomes the name of a column, so it needs to be of letters, digits and _, a letter first")
         if not any(event_type.step for event_type in self.event_types.values()):
             raise ValueError("event_types: at least one type needs `step = true`; nothing can be learnt from a log without actions")
         return self

@@ -203,15 +203,10 @@ class Network(nn.Module):
         hidden = torch.cat([self.start.expand(len(tokens), 1, -1), tokens], dim=1)
         hidden = self.dropout(hidden)
         turn = rotations(hidden.shape[1], self.config.dim // self.config.heads, hidden.device)
-        state = torch.arange(hidden.shape[1], device=hidden.device)[None, :]
         for block in self.blocks[:-1]:
             hidden = block(hidden, turn)
-        if last_only:
-            state = windows.length[:, None]
-            hidden = self.blocks[-1](hidden, turn, state)
-        else:
-            hidden = self.blocks[-1](hidden, turn)
-        hidden = self.norm(hidden)
+        state = windows.length[:, None] if last_only else torch.arange(hidden.shape[1], device=hidden.device)[None, :]
+        hidden = self.norm(self.blocks[-1](hidden, turn, state if last_only else None))
         met_item, meeting = self._meetings(windows, hidden, state[:, :, None])
         kin = self._kin(windows, hidden, state[:, :, None])
         return States(self.query(hidden), self.value(hidden).squeeze(2), self.popularity(hidden), met_item, meeting, kin)

@@ -33,8 +33,10 @@ class Served:
         if not repeats:
             for row, user in enumerate(users.tolist()):
                 met = steps.item[steps.offsets[user] : steps.offsets[user + 1]]
-                if allowed[row].sum() > allowed[row, np.unique(met)].sum():  # else nothing is new to this user, and old is better than none
-                    allowed[row, met] = False
+                new = self.catalogue.available.copy()
+                new[met] = False
+                if new.any():  # where nothing is new to the user, old is better than none
+                    allowed[row] = new
         return allowed
 
 

@@ -1,6 +1,6 @@
 """Fills the folder that `jobs.spark` looks in, once: the Delta JARs, through Spark's own Ivy, and an archive of the classes that steps load.
 
-Every Spark step is a JVM of its own, and a third of its CPU time on a small day went into reading and verifying the same 25,000
+Every Spark step is a JVM of its own, and a quarter of its CPU time on a small day went into reading and verifying the same 25,000
 classes. A JVM that finds them in an archive maps them into its memory (class data sharing, JEP 350).
 """
 
@@ -64,12 +64,15 @@ def _resolve(ivy: Path) -> list[Path]:
     # Of what Ivy brings, Spark has everything but Delta's own.
     jars = sorted({jar for pattern in JARS_PATTERNS for jar in (ivy / "jars").glob(pattern)})
     if answer.returncode != 0 or not jars:
-        said = "\n".join((answer.stdout + answer.stderr).strip().splitlines()[-15:])
         raise EngineMissing(
             f"{DELTA_PACKAGE} could not be resolved. It is on Maven Central; behind a mirror, name it in an Ivy settings file "
-            f"(spark.jars.ivySettings), or put the JARs there by hand: {jars_path()}. Ivy said at last:\n{said}"
+            f"(spark.jars.ivySettings), or put the JARs there by hand: {jars_path()}. Ivy said at last:\n{_end(answer)}"
         )
     return jars
+
+
+def _end(answer: subprocess.CompletedProcess[str]) -> str:
+    return "\n".join((answer.stdout + answer.stderr).strip().splitlines()[-15:])
 
 
 def _archive_classes(target: Path) -> None:
@@ -86,7 +89,6 @@ def _archive_classes(target: Path) -> None:
         # The pipes are the JVM's as well, so this waits for its end, which is when it writes the archive.
         answer = subprocess.run(command, env=environment, cwd=Path(__file__).parent.parent.parent, capture_output=True, text=True)
         if answer.returncode != 0 or not archive.is_file():
-            said = "\n".join((answer.stdout + answer.stderr).strip().splitlines()[-15:])
-            print(f"The rehearsal failed, so Spark goes on starting as slowly as it did. It said at last:\n{said}", file=sys.stderr)
+            print(f"The rehearsal failed, so Spark goes on starting as slowly as it did. It said at last:\n{_end(answer)}", file=sys.stderr)
             return
         archive.rename(target / CLASSES)

@@ -22,8 +22,6 @@ from rich.table import Table
 from jobs.settings import elsewhere
 
 ROOT = Path(__file__).parent.parent.parent
-
-
 LOOK_SECONDS = 0.5
 
 
