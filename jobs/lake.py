@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake import ColumnProperties, CommitProperties, DeltaTable, WriterProperties, write_deltalake
 from deltalake.exceptions import TableNotFoundError
 
 from jobs.contracts.errors import ContractBroken, LakeUnwritable, NotReady
@@ -35,16 +35,25 @@ _TABLE_PROPERTIES = {
     "delta.logRetentionDuration": "interval 3650 days",  # the log is the record of what is done
 }
 _SKIPPED_BY = ("arrival_day", "event_day", "valid_from", "as_of_day", "bucket", "user_id")
+# What has few values is written once and then referred to. For what has many, to find that out would cost as much as to write it.
+_DICTIONARIES = ("event_type", "policy_id", "source_file", "feed", "reason", "response", "end", "policy_version")
+_WRITER = WriterProperties(
+    compression="ZSTD",
+    default_column_properties=ColumnProperties(dictionary_enabled=False),
+    column_properties={name: ColumnProperties(dictionary_enabled=True) for name in _DICTIONARIES},
+)
 _ARROW = {
     "string": pa.string(),
     "bigint": pa.int64(),
     "int": pa.int32(),
     "double": pa.float64(),
     "boolean": pa.bool_(),
+    "binary": pa.binary(),
     "date": pa.date32(),
     "timestamp": pa.timestamp("us", tz="UTC"),
     "decimal(38,6)": pa.decimal128(38, 6),
     "array<string>": pa.list_(pa.string()),
+    "map<string,bigint>": pa.map_(pa.string(), pa.int64()),
     "map<string,string>": pa.map_(pa.string(), pa.string()),
     "map<string,array<float>>": pa.map_(pa.string(), pa.list_(pa.float32())),
 }
@@ -143,17 +152,37 @@ class Lake:
         partitioning = ds.partitioning(pa.schema([schema.field(partition_by)]), flavor="hive") if partition_by else None
         return ds.dataset(uris, schema=schema, format="parquet", partitioning=partitioning, partition_base_dir=self.path(table))
 
-    def replace(self, table: str, rows: pa.Table, step: str, days: Collection[date], inputs: Mapping[str, int]) -> None:
-        """Replace the given days of a table by `rows` in one commit; a table without partitions is replaced whole."""
+    def replace(
+        self,
+        table: str,
+        rows: pa.Table | Iterable[pa.Table],
+        step: str,
+        days: Collection[date],
+        inputs: Mapping[str, int],
+        partitions: Collection[date] | None = None,
+    ) -> None:
+        """Replace days of a table in one commit, recorded as making `days`; `rows` may come table by table, and are written as they come.
+
+        `partitions` are the days replaced where they are more, or others, than those that the run is for. A table without
+        partitions is replaced whole. The rows need every column of the contract and may have more.
+        """
         self.ensure(table)
         contract = _contract(table)
-        write_deltalake(
-            self.path(table),
-            rows.select(self.schema(table).names).cast(self.schema(table)),
-            mode="overwrite",
-            predicate=f"{contract.partition_by} IN ({_quoted(days)})" if contract.partition_by else None,
-            commit_properties=CommitProperties(custom_metadata={_RECORD: _record(step, days, inputs)}),
-        )
+        schema = self.schema(table)
+        stream = _Stream(schema, [rows] if isinstance(rows, pa.Table) else rows)
+        try:
+            write_deltalake(
+                self.path(table),
+                stream.reader(),
+                mode="overwrite",
+                predicate=_days_in(contract.partition_by, days if partitions is None else partitions) if contract.partition_by else None,
+                writer_properties=_WRITER,
+                commit_properties=CommitProperties(custom_metadata={_RECORD: _record(step, days, inputs)}),
+            )
+        except Exception:
+            if stream.failure:
+                raise stream.failure from None
+            raise
 
     def frame(self, spark: SparkSession, table: str, version: int | None = None) -> DataFrame:
         """A table as a Spark frame. Raises NotReady when it does not exist, ContractBroken when a column is missing."""
@@ -188,9 +217,7 @@ class Lake:
             .option(_RECORD, _record(step, days, inputs))
         )
         if contract.partition_by:
-            replaced = days if partitions is None else partitions
-            # With no day to replace, the commit still records that the run was made.
-            writer = writer.option("replaceWhere", f"{contract.partition_by} IN ({_quoted(replaced)})" if replaced else "false")
+            writer = writer.option("replaceWhere", _days_in(contract.partition_by, days if partitions is None else partitions))
         writer.save(self.path(table))
 
     def require_writable(self, tables: Collection[str]) -> None:
@@ -240,12 +267,34 @@ class Lake:
             )
 
 
+class _Stream:
+    """Rows that a writer in another language asks for: what goes wrong while they are made is kept, as it can't pass through that writer."""
+
+    def __init__(self, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+        self.failure: Exception | None = None
+        self._schema = schema
+        self._tables = tables
+
+    def reader(self) -> pa.RecordBatchReader:
+        return pa.RecordBatchReader.from_batches(self._schema, self._batches())
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        try:
+            for table in self._tables:
+                yield from table.select(self._schema.names).cast(self._schema).to_batches()
+        except Exception as error:
+            self.failure = error
+            raise
+
+
 def _contract(table: str) -> Table:
     return TABLES[table]
 
 
-def _quoted(days: Collection[date]) -> str:
-    return ", ".join(f"'{day}'" for day in sorted(days))
+def _days_in(column: str, days: Collection[date]) -> str:
+    """A condition; with no day to replace, the commit still records that the run was made."""
+    quoted = ", ".join(f"'{day}'" for day in sorted(days))
+    return f"{column} IN ({quoted})" if days else "false"
 
 
 def _record(step: str, days: Collection[date], inputs: Mapping[str, int]) -> str:

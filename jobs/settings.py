@@ -102,6 +102,13 @@ class Spark(_Section):
     java_options: str = Field("", description="more options of the JVM; on small days -XX:TieredStopAtLevel=1 halves the CPU time of a step")
 
 
+class DuckDB(_Section):
+    """What reads, types and deduplicates the log, and audits."""
+
+    threads: int = Field(2, ge=1)
+    memory: str = Field("2GB", description="limit; what does not fit is spilled to the temporary folder")
+
+
 def _default_event_types() -> dict[str, EventType]:
     return {
         "impression": EventType(step=True),
@@ -123,6 +130,7 @@ class Settings(BaseSettings):
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
     score: Score = Score()
+    duckdb: DuckDB = DuckDB()
     spark: Spark = Spark()
 
     @field_validator("event_types")

@@ -26,10 +26,10 @@ class Step:
 
 
 STEPS = (
-    Step("bronze", "spark", "jobs.ingest.bronze",
-         (), ("bronze.events", "bronze.items", "bronze.users", "bronze.quarantine")),
-    Step("silver", "spark", "jobs.ingest.silver",
-         ("bronze.events", "bronze.items", "bronze.users"), ("silver.interactions", "silver.items", "silver.users")),
+    Step("bronze", "arrow", "jobs.ingest.bronze",
+         (), ("bronze.events", "bronze.items", "bronze.users", "bronze.quarantine", "bronze.files")),
+    Step("silver", "arrow", "jobs.ingest.silver",
+         ("bronze.events", "bronze.items", "bronze.users"), ("silver.repeats", "silver.interactions", "silver.items", "silver.users")),
     Step("features", "spark", "jobs.features.features",
          ("silver.interactions",), ("gold.user_partials", "gold.item_partials", "gold.user_features", "gold.item_features")),
     Step("transitions", "spark", "jobs.transitions.transitions",

@@ -10,3 +10,8 @@ def checks() -> dict[str, str]:
     folder = files("sql").joinpath("checks")
     found = {file.name.removesuffix(".sql"): file.read_text(encoding="utf-8") for file in folder.iterdir() if file.name.endswith(".sql")}
     return dict(sorted(found.items()))
+
+
+def macros(name: str) -> str:
+    """The statements of `sql/macros/NAME.sql`, which make macros of DuckDB."""
+    return files("sql").joinpath("macros", f"{name}.sql").read_text(encoding="utf-8")

@@ -40,6 +40,10 @@ class EmptyLanding(NightjarError):
     """A landing folder that holds nothing to read."""
 
 
+class LandingChanged(NightjarError):
+    """A landing file that is still being written."""
+
+
 class FolderTaken(NightjarError):
     """A folder to be written that holds something else."""
 

@@ -1,6 +1,6 @@
 """The landing format: what a feed's line may hold, and the closed list of reasons for which a line is not taken in.
 
-A landing folder has one folder per feed and arrival day, `events/ds=2026-01-31/`, with JSON lines (plain or `.gz`) or Parquet
+A landing folder has one folder per feed and arrival day, `events/ds=2026-01-31/`, with JSON lines (plain, `.gz` or `.zst`) or Parquet
 (`.parquet`) in it, at any depth. Names that start with `.` or `_` are ignored.
 """
 
@@ -21,8 +21,8 @@ EXPECTED: dict[Kind, str] = {
     "time": "ISO 8601 like 2026-01-31T12:00:00Z, or an epoch in s, ms, µs or ns",
     "texts": "a list of strings",
     "path": 'a path like "a/b/c", or a list of strings',
-    "text_map": "an object",
-    "vector_map": "an object of lists of numbers",
+    "text_map": "an object, each key once",
+    "vector_map": "an object of lists of numbers, each key once",
 }
 EARLIEST = date(2000, 1, 1)  # an earlier event is a clock at zero or a unit mistaken, and would make a partition of its own
 EVERYBODY = "*"  # the user whose list is for those with no history
@@ -63,9 +63,10 @@ class Reason(StrEnum):
     """Why a line lies in quarantine. The first that applies, in this order, is given."""
 
     UNREADABLE_FILE = "unreadable_file"
-    """The file as a whole can't be read: cut short, damaged, or compressed in another way. One row, line 0, without a line."""
+    """The file can't be read, or not to its end: cut short, damaged, or compressed in another way. One row for all that is left,
+    with the number and the beginning of the line where the reading ended."""
     BAD_ENCODING = "bad_encoding"
-    """The line is not UTF-8. It is kept byte for byte, each byte as the Latin-1 character of that number."""
+    """The line is not UTF-8, or a text in it has a NUL character, which other stores can't hold."""
     BAD_JSON = "bad_json"
     """The line is not one JSON object."""
     MISSING_FIELD = "missing_field"

@@ -41,7 +41,7 @@ _SOURCE = (
 )
 _ARRIVAL_DAY = _required("arrival_day", "date", "landing folder that brought the row")
 _DAY = _required("day", "date", "data day")
-_EVENT = (
+EVENT_COLUMNS = (
     _required("event_id", "string", "id of the event; a hash of its line where the log has none"),
     _required("user_id", "string", "who"),
     _required("item_id", "string", "what"),
@@ -92,17 +92,36 @@ _RECOMMENDATION = (
 
 _ALL = (
     Table("bronze.events", "events as they landed, typed", ("source_file", "source_line"),
-          (*_EVENT, _required("event_day", "date", "UTC day of event_time"), *_SOURCE, _ARRIVAL_DAY), "arrival_day"),
+          (*EVENT_COLUMNS, _required("event_day", "date", "UTC day of event_time"), *_SOURCE, _ARRIVAL_DAY), "arrival_day"),
     Table("bronze.items", "item rows as they landed, typed", ("source_file", "source_line"), (*_ITEM, *_SOURCE, _ARRIVAL_DAY), "arrival_day"),
     Table("bronze.users", "user rows as they landed, typed", ("source_file", "source_line"), (*_USER, *_SOURCE, _ARRIVAL_DAY), "arrival_day"),
     Table("bronze.quarantine", "lines that could not be taken in, kept whole", ("source_file", "source_line"),
           (_required("feed", "string", "events, items or users"),
            _required("reason", "string", "code from a closed list"),
            _required("detail", "string", "what was expected and what came"),
-           Column("line", "string", "the whole line"),
+           _required("line", "binary", "the whole line, byte for byte, without its line feed"),
            *_SOURCE, _ARRIVAL_DAY), "arrival_day"),
+    Table("bronze.files", "what became of the lines of every landing file; their duplicates are told apart in silver", ("source_file",),
+          (_required("source_file", "string", "path below the landing folder"),
+           _required("feed", "string", "events, items or users"),
+           _required("bytes", "bigint", "size"),
+           _required("sha256", "string", "checksum of its bytes"),
+           _required("lines", "bigint", "lines that are not blank, and one for the tail that can't be read"),
+           _required("rows", "bigint", "lines that were typed"),
+           _required("quarantined", "map<string,bigint>", "the others, by reason"),
+           _required("rules", "string", "hash of the settings that decide which lines are taken in"),
+           _ARRIVAL_DAY), "arrival_day"),
     Table("silver.interactions", "events, one row an event id, by the day on which they happened", ("event_id",),
-          (*_EVENT, _ARRIVAL_DAY, _DAY), "day"),
+          (*EVENT_COLUMNS, *_SOURCE, _ARRIVAL_DAY, _DAY), "day"),
+    Table("silver.repeats", "lines whose event id had arrived before", ("source_file", "source_line"),
+          (_required("event_id", "string", "the id"),
+           _required("kind", "string", "duplicate: the same content; conflict: another one"),
+           _required("changed", "array<string>", "columns that differ from the first line's"),
+           _required("line", "binary", "the typed content, as JSON"),
+           *_SOURCE,
+           _required("first_source_file", "string", "file of the line that counts"),
+           _required("first_source_line", "bigint", "line of that file"),
+           _ARRIVAL_DAY), "arrival_day"),
     Table("silver.items", "items over time", ("item_id", "valid_from"), (*_ITEM, *_VALIDITY)),
     Table("silver.users", "users over time", ("user_id", "valid_from"), (*_USER, *_VALIDITY)),
     Table("gold.user_partials", "what a user did on one event day, as far as it arrived on one arrival day",

@@ -1,83 +1,219 @@
-"""Landing to bronze: every line of the days is typed, or lies in quarantine with a reason."""
+"""Landing to bronze: every line of the days is typed, or lies in quarantine with a reason; a ledger of files accounts for all."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import reduce
-from typing import TYPE_CHECKING
+import hashlib
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
 
-from pyspark.sql import Observation
-from pyspark.sql import functions as sf
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from jobs.contracts.days import DayRange
 from jobs.contracts.landing import FEEDS, Feed, Reason
-from jobs.ingest.landing import LandingFile, landing_files, read_lines, reading_session
-from jobs.ingest.typed import typed
+from jobs.database import database
+from jobs.ingest.landing import LandingFile, landing_files
+from jobs.ingest.lines import NOT_OPENED, Damage, LineReader, fingerprint
+from jobs.ingest.typed import quickly_typed, typed
 from jobs.lake import Lake
 from jobs.settings import Settings
+from sql import macros
 
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
-
-_QUARANTINE = "bronze.quarantine"
-_QUARANTINE_ROW = "feed string, reason string, detail string, line string, source_file string, source_line bigint, arrival_day date"
+_QUARANTINE, _LEDGER = "bronze.quarantine", "bronze.files"
+_BATCH_BYTES = 1 << 24
+_COMMIT_BYTES = 1 << 29  # of landing files: while a commit is written, a file of each of its days is open
 
 
-def run(spark: SparkSession, lake: Lake, settings: Settings, days: DayRange) -> None:
-    """Write bronze.events, bronze.items, bronze.users and bronze.quarantine for the days, each in one commit.
+def run(lake: Lake, settings: Settings, days: DayRange) -> None:
+    """Write bronze.events, .items, .users, .quarantine and .files for the days, each in one commit for every 500 MB of them.
 
-    Raises EmptyLanding when nothing has arrived up to the last day.
+    A day whose files are those of the ledger is left as it is. Raises EmptyLanding when nothing has arrived up to the last
+    day, LandingChanged when a file is still being written.
     """
-    found = landing_files(settings.landing_path, days)
-    session = reading_session(spark)
-    bad = [_damaged(session, found)]
-    for feed in FEEDS:
-        whole = [file for file in found[feed.name] if file.damage is None]
-        if whole:
-            with_problems = _write_good(session, lake, feed, whole, days)
-            if with_problems:
-                bad.append(_quarantined(typed(read_lines(session, feed.name, with_problems), feed, lake.event_types), feed))
-        else:
-            lake.replace(feed.table, lake.schema(feed.table).empty_table(), "bronze", list(days), {})
-    lake.replace_frame(_QUARANTINE, reduce(lambda left, right: left.unionByName(right), bad), "bronze", list(days), {})
+    files = landing_files(settings.landing_path, days)
+    rules = _rules(lake)
+    with database(settings.duckdb) as duck:
+        duck.execute(macros("typing"))
+        for some_days in _portions(_unknown_days(lake, files, days, rules), files):
+            _take_in(duck, lake, some_days, [file for file in files if file.arrival_day in some_days], rules)
 
 
-def _write_good(session: SparkSession, lake: Lake, feed: Feed, files: Sequence[LandingFile], days: DayRange) -> list[LandingFile]:
-    """Write the lines without a problem, and return the files that have others: only those are read again."""
-    seen = Observation()
-    lines = typed(read_lines(session, feed.name, files), feed, lake.event_types)
-    observed = lines.observe(seen, sf.collect_set(sf.when(sf.col("problem").isNotNull(), sf.col("source_file"))).alias("files"))
-    lake.replace_frame(feed.table, _rows(observed.where("problem IS NULL"), feed), "bronze", list(days), {})
-    with_problems = set(seen.get["files"])
-    return [file for file in files if file.source_file in with_problems]
+def _rules(lake: Lake) -> str:
+    """Hash of the settings that decide which lines are taken in."""
+    return hashlib.sha256(json.dumps(sorted(lake.event_types)).encode()).hexdigest()[:16]
 
 
-def _rows(lines: DataFrame, feed: Feed) -> DataFrame:
-    if feed.name != "events":
-        return lines
-    # The same line delivered twice is the same event.
-    event_id = sf.coalesce("event_id", sf.sha2("line", 256))
-    return lines.withColumn("event_id", event_id).withColumn("event_day", sf.to_date("event_time"))
+def _unknown_days(lake: Lake, files: Sequence[LandingFile], days: DayRange, rules: str) -> list[date]:
+    """The days whose files, sizes, checksums and rules are not all those of the ledger."""
+    known: dict[date, set[tuple[str, int, str, str]]] = {day: set() for day in lake.done(_LEDGER) if day in days}
+    if not known:
+        return list(days)
+    columns = ["source_file", "bytes", "sha256", "rules", "arrival_day"]
+    for row in lake.read(_LEDGER, columns, pc.field("arrival_day").isin(list(known))).to_pylist():
+        known[row["arrival_day"]].add((row["source_file"], row["bytes"], row["sha256"], row["rules"]))
+    there: dict[date, set[tuple[str, int, str, str]]] = {day: set() for day in days}
+    for file in files:
+        if file.arrival_day in known:
+            there[file.arrival_day].add((file.source_file, *fingerprint(file), rules))
+    return [day for day in days if known.get(day) != there[day]]
 
 
-def _quarantined(lines: DataFrame, feed: Feed) -> DataFrame:
-    badly_encoded = sf.col("problem.reason") == str(Reason.BAD_ENCODING)
-    return lines.where("problem IS NOT NULL").select(
-        sf.lit(feed.name).alias("feed"),
-        "problem.reason",
-        "problem.detail",
-        sf.when(badly_encoded, sf.decode(sf.col("line").cast("binary"), "ISO-8859-1")).otherwise(sf.col("line")).alias("line"),
-        "source_file",
-        "source_line",
-        "arrival_day",
-    )
+def _portions(days: Sequence[date], files: Sequence[LandingFile]) -> Iterator[list[date]]:
+    """The days in their order, in groups whose files have some 500 MB, or in one group when there is no day with more."""
+    sizes: Counter[date] = Counter()
+    for file in files:
+        sizes[file.arrival_day] += file.path.stat().st_size
+    portion: list[date] = []
+    for day in days:
+        if portion and sum(sizes[other] for other in portion) + sizes[day] > _COMMIT_BYTES:
+            yield portion
+            portion = []
+        portion.append(day)
+    if portion:
+        yield portion
 
 
-def _damaged(session: SparkSession, found: dict[str, list[LandingFile]]) -> DataFrame:
-    rows = [
-        (feed, str(Reason.UNREADABLE_FILE), file.damage, None, file.source_file, 0, file.arrival_day)
-        for feed, files in found.items()
-        for file in files
-        if file.damage is not None
-    ]
-    return session.createDataFrame(rows, _QUARANTINE_ROW)
+def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, days: Collection[date], files: Sequence[LandingFile], rules: str) -> None:
+    """Replace the days in every table. The ledger comes last: a day that it knows is whole in the others."""
+    schema = lake.schema(_QUARANTINE)
+    with tempfile.TemporaryDirectory(prefix="nightjar-") as folder:
+        bad_lines = Path(folder, "quarantine.parquet")
+        accounts = {file.source_file: _Account(file) for file in files}
+        with pq.ParquetWriter(bad_lines, schema) as quarantine:
+            for feed in FEEDS:
+                intake = _Intake(duck, feed, lake.event_types, quarantine, accounts)
+                lake.replace(feed.table, intake.rows(), "bronze", days, {})
+        with pq.ParquetFile(bad_lines) as quarantined:
+            lake.replace(_QUARANTINE, (pa.Table.from_batches([batch], schema) for batch in quarantined.iter_batches()), "bronze", days, {})
+    ledger = pa.Table.from_pylist([account.ledger_row(rules) for account in accounts.values()], lake.schema(_LEDGER))
+    lake.replace(_LEDGER, [ledger], "bronze", days, {})
+
+
+@dataclass
+class _Account:
+    """What became of the lines of a file."""
+
+    file: LandingFile
+    fingerprint: tuple[int, str] = NOT_OPENED
+    rows: int = 0
+    quarantined: Counter[str] = field(default_factory=Counter)
+
+    def ledger_row(self, rules: str) -> dict[str, object]:
+        size, checksum = self.fingerprint
+        return {
+            "source_file": self.file.source_file,
+            "feed": self.file.feed,
+            "bytes": size,
+            "sha256": checksum,
+            "lines": self.rows + self.quarantined.total(),
+            "rows": self.rows,
+            "quarantined": sorted(self.quarantined.items()),
+            "rules": rules,
+            "arrival_day": self.file.arrival_day,
+        }
+
+
+@dataclass(frozen=True)
+class _Intake:
+    """Reads the files of one feed. What can't be typed goes to `quarantine`; `accounts`, by source file, count both."""
+
+    duck: duckdb.DuckDBPyConnection
+    feed: Feed
+    event_types: Sequence[str]
+    quarantine: pq.ParquetWriter
+    accounts: Mapping[str, _Account]
+
+    def rows(self) -> Iterator[pa.Table]:
+        """The typed rows, some 16 MB of lines at a time."""
+        waiting: list[pa.Table] = []
+        for lines in self._lines():
+            waiting.append(lines)
+            if sum(table.nbytes for table in waiting) >= _BATCH_BYTES:
+                yield self._typed(pa.concat_tables(waiting))
+                waiting = []
+        if waiting:
+            yield self._typed(pa.concat_tables(waiting))
+
+    def _lines(self) -> Iterator[pa.Table]:
+        """Lines of the files: line (binary), source_file, source_line (from 1), arrival_day."""
+        for account in self.accounts.values():
+            file, number = account.file, 1
+            if file.feed != self.feed.name:
+                continue
+            if file.refusal:
+                self._set_aside(_lines(file, pa.array([b""]), 0), Reason.UNREADABLE_FILE, file.refusal)
+                continue
+            reader = LineReader(file, self.duck)
+            try:
+                for block in reader.blocks():
+                    yield _lines(file, block, number)
+                    number += len(block)
+            except Damage as damage:
+                self._set_aside(_lines(file, pa.array([damage.tail]), number), Reason.UNREADABLE_FILE, str(damage))
+            account.fingerprint = reader.fingerprint
+
+    def _typed(self, lines: pa.Table) -> pa.Table:
+        """Rows of the lines that are fine, as the feed's table holds them."""
+        lines = self._decoded(lines)
+        self.duck.register("lines", lines)
+        quick = self.duck.sql(quickly_typed(self.feed, self.event_types)).to_arrow_table()
+        fine, rows = quick["fine"], quick.drop_columns("fine")
+        if not pc.all(fine).as_py():
+            self.duck.register("lines", lines.filter(pc.invert(fine)))
+            careful = self.duck.sql(typed(self.feed, self.event_types)).to_arrow_table()
+            good = pc.is_null(careful["problem"])
+            bad = careful.filter(pc.invert(good))
+            self._set_aside(bad, pc.struct_field(bad["problem"], "reason"), pc.struct_field(bad["problem"], "detail"))
+            rows = pa.concat_tables([rows.filter(fine), careful.filter(good).select(rows.column_names)])
+        for source_file, count in _counts(rows["source_file"]):
+            self.accounts[source_file].rows += count
+        return rows
+
+    def _decoded(self, lines: pa.Table) -> pa.Table:
+        """The lines as text, without those that are not UTF-8."""
+        try:
+            return lines.set_column(0, "line", lines["line"].cast(pa.string()))
+        except pa.ArrowInvalid:
+            good = pa.array([_is_utf8(line) for line in lines["line"].to_pylist()])
+            self._set_aside(lines.filter(pc.invert(good)), Reason.BAD_ENCODING, "expected UTF-8, got other bytes")
+            return self._decoded(lines.filter(good))
+
+    def _set_aside(self, lines: pa.Table, reason: pa.ChunkedArray | str, detail: pa.ChunkedArray | str) -> None:
+        """Put lines (line, source_file, source_line, arrival_day) into quarantine, each with its reason or all with the one given."""
+        if not lines.num_rows:
+            return
+        constant = {"feed": self.feed.name, "reason": reason, "detail": detail}
+        columns = {name: pa.repeat(value, lines.num_rows) if isinstance(value, str) else value for name, value in constant.items()}
+        columns["line"] = pa.array([line.rstrip(b"\r\n") for line in lines["line"].cast(pa.binary()).to_pylist()], pa.binary())
+        columns |= {name: lines[name] for name in ("source_file", "source_line", "arrival_day")}
+        rows = pa.table(columns).select(self.quarantine.schema.names).cast(self.quarantine.schema)
+        self.quarantine.write_table(rows)
+        for row, count in Counter(zip(rows["source_file"].to_pylist(), rows["reason"].to_pylist(), strict=True)).items():
+            self.accounts[row[0]].quarantined[row[1]] += count
+
+
+def _lines(file: LandingFile, block: pa.Array, first: int) -> pa.Table:
+    """A block of a file's lines: line (binary), source_file, source_line, arrival_day."""
+    place = {"source_file": file.source_file, "arrival_day": file.arrival_day}
+    numbers = pa.array(np.arange(first, first + len(block)))
+    return pa.table({"line": block, "source_line": numbers} | {name: pa.repeat(value, len(block)) for name, value in place.items()})
+
+
+def _counts(column: pa.ChunkedArray) -> list[tuple[str, int]]:
+    return [(pair["values"], pair["counts"]) for pair in pc.value_counts(column).to_pylist()]
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

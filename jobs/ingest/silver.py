@@ -1,29 +1,30 @@
-"""Bronze to silver: one row an event id, by the day on which it happened; items and users with validity intervals."""
+"""Bronze to silver: one row an event id, by the day on which it happened; items and users with validity intervals.
+
+What is here is a pure function of the bronze rows of the arrival days that were taken in: no order of runs, files or lines and
+no number of threads changes a row. Of each event id the first arrival counts. A later line with the same content is a duplicate,
+one with other content a conflict, and both lie in silver.repeats.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date
-from typing import TYPE_CHECKING
 
-from pyspark.sql import Window
-from pyspark.sql import functions as sf
-from pyspark.sql.types import MapType
+import duckdb
 
 from jobs.contracts.days import DayRange
+from jobs.contracts.tables import EVENT_COLUMNS, Column
+from jobs.database import database, tables_of
 from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.steps import find_step
 
-if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame, SparkSession
-
-_INTERACTIONS = "silver.interactions"
-_ARRIVAL = ("arrival_day", "source_file", "source_line")
+_EVENTS, _INTERACTIONS, _REPEATS = "bronze.events", "silver.interactions", "silver.repeats"
+_PORTION_ROWS = 20_000_000  # of bronze.events: what is written in one commit lies in memory, encoded, until then
 
 
-def run(spark: SparkSession, lake: Lake, settings: Settings, days: DayRange) -> None:  # noqa: ARG001
-    """Write silver.interactions for the event days that the arrival days touch, and silver.items and silver.users whole.
+def run(lake: Lake, settings: Settings, days: DayRange) -> None:
+    """Write silver.repeats and silver.interactions for what the arrival days brought, and silver.items and silver.users whole.
 
     Raises NotReady when bronze does not hold the days.
     """
@@ -31,68 +32,142 @@ def run(spark: SparkSession, lake: Lake, settings: Settings, days: DayRange) -> 
     for table in step.reads:
         lake.require(table, days)
     inputs = lake.versions(step.reads)
-    events = lake.frame(spark, "bronze.events", inputs["bronze.events"])
-    lake.ensure(_INTERACTIONS)
-    event_days = _touched_days(events, lake.frame(spark, _INTERACTIONS), days)
-    lake.replace_frame(_INTERACTIONS, interactions(events, event_days), step.name, list(days), _only(inputs, "bronze.events"), partitions=event_days)
-    for name, key in (("items", "item_id"), ("users", "user_id")):
-        source, target = f"bronze.{name}", f"silver.{name}"
-        rows = lake.frame(spark, source, inputs[source])
-        held = [column.name for column in lake.columns(target) if column.name not in (key, "valid_from", "valid_to")]
-        lake.replace_frame(target, validity(rows, key, held), step.name, list(days), _only(inputs, source))
+    with database(settings.duckdb) as duck:
+        duck.register("events", lake.dataset(_EVENTS, inputs[_EVENTS]))
+        for some_days in _portions(duck, days):
+            _take_in(duck, lake, some_days, _only(inputs, _EVENTS))
+        for name, key in (("items", "item_id"), ("users", "user_id")):
+            source, target = f"bronze.{name}", f"silver.{name}"
+            duck.register("said", lake.dataset(source, inputs[source]))
+            held = [column for column in lake.columns(target) if column.name not in (key, "valid_from", "valid_to")]
+            intervals = duck.sql(validity(key, held, lake.done(target) | {*days})).to_arrow_table()
+            lake.replace(target, intervals, step.name, list(days), _only(inputs, source))
 
 
-def interactions(events: DataFrame, event_days: Sequence[date]) -> DataFrame:
-    """The events of some days, of each event id the first arrival among all events, with `day`, the UTC day of the event.
+def _portions(duck: duckdb.DuckDBPyConnection, days: DayRange) -> Iterator[list[date]]:
+    """The days in their order, in groups that brought some 20 million events, or in one group when there is no day with more."""
+    counted = f"select arrival_day, count(*) from events where {_one_of('arrival_day', days)} group by arrival_day"
+    rows: dict[date, int] = dict(duck.sql(counted).fetchall())
+    portion: list[date] = []
+    for day in days:
+        if portion and sum(rows.get(other, 0) for other in (*portion, day)) > _PORTION_ROWS:
+            yield portion
+            portion = []
+        portion.append(day)
+    yield portion
 
-    A repeat may carry another time, so an id is looked for in the other days too.
+
+def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, days: Sequence[date], inputs: Mapping[str, int]) -> None:
+    """Replace what the arrival days brought, and every other row whose event id they bring, or brought when they were last read."""
+    for table, name in ((_INTERACTIONS, "held"), (_REPEATS, "held_repeats")):
+        lake.ensure(table)
+        duck.register(name, lake.dataset(table))
+    scope = lake.done(_INTERACTIONS) | {*days}
+    if scope == {*days}:
+        affected = "true"
+        duck.execute(f"create or replace temp view taken as select * from events where {_one_of('arrival_day', days)}")
+    else:
+        affected = "event_id in (select event_id from arrived)"
+        _find_taken(duck, days, scope)
+    duck.execute(_REPEATS_OF_TAKEN)
+    event_days = _days(duck, f"select event_day from taken union select day from held where {_one_of('arrival_day', days)}")
+    arrival_days = _days(duck, f"select arrival_day from repeats union select arrival_day from held_repeats where {affected}") | {*days}
+
+    # The repeats come first. Were they older than the interactions, and this run killed in between, the next one would find
+    # no trace of an id whose first arrival was withdrawn.
+    repeats = f"from repeats union all by name from held_repeats where {_one_of('arrival_day', arrival_days)} and not {affected}"
+    lake.replace(_REPEATS, duck.sql(repeats).to_arrow_table(), "silver", days, inputs, partitions=arrival_days)
+    interactions = f"""
+        select *, event_day as day from taken
+        where (source_file, source_line) not in (select (source_file, source_line) from repeats)
+        union all by name
+        select *, day as event_day from held where {_one_of("day", event_days)} and not {affected}
     """
-    inside = sf.col("event_day").isin(*event_days)
-    arrival = sf.struct(*_ARRIVAL)
-    place = sf.row_number().over(Window.partitionBy("event_id").orderBy(*_ARRIVAL))
-    here = events.where(inside).withColumn("place", place).where("place = 1")
-    elsewhere = events.where(~inside).groupBy("event_id").agg(sf.min(arrival).alias("elsewhere"))
-    return (
-        here.join(elsewhere, "event_id", "left")
-        .where(sf.col("elsewhere").isNull() | (arrival < sf.col("elsewhere")))
-        .withColumn("day", sf.col("event_day"))
-        .hint("rebalance", "day")
+    lake.replace(_INTERACTIONS, tables_of(duck.sql(interactions)), "silver", days, inputs, partitions=event_days)
+
+
+def _find_taken(duck: duckdb.DuckDBPyConnection, days: Collection[date], scope: Collection[date]) -> None:
+    """Make `arrived`, the ids that the days bring or brought, and `taken`, all events of these ids.
+
+    Of the history only the ids are read, and those days whole that have one of them.
+    """
+    sources = " union ".join(f"select event_id from {name} where {_one_of('arrival_day', days)}" for name in ("events", "held", "held_repeats"))
+    duck.execute(f"create or replace temp table arrived as {sources}")
+    of_arrived = "semi join arrived using (event_id)"
+    came = _days(duck, f"select arrival_day from events {of_arrived} where {_one_of('arrival_day', scope)}")
+    duck.execute(f"create or replace temp table events_of_arrived as select * from events {of_arrived} where {_one_of('arrival_day', came)}")
+    duck.execute("create or replace temp view taken as from events_of_arrived")
+
+
+def _content(columns: Iterable[Column]) -> str:
+    """A struct of the columns that is equal whenever its meaning is: the order of a map's entries has none."""
+    values = (f"{column.name}: {f'list_sort(map_entries({column.name}))' if column.type.startswith('map') else column.name}" for column in columns)
+    return f"{{{', '.join(values)}}}"
+
+
+_CHANGED = ", ".join(f"case when content.{column.name} is distinct from first_content.{column.name} then '{column.name}' end" for column in EVENT_COLUMNS[1:])
+_REPEATS_OF_TAKEN = f"""
+    create or replace temp table repeats as
+    with
+    -- By their hash, and only to be looked at again: most ids come once, and sorting them all would cost more than all the rest.
+    twice as (select hash(event_id) as hash from taken group by all having count(*) > 1),
+    copies as (select *, {_content(EVENT_COLUMNS[1:])} as content from taken where hash(event_id) in (select hash from twice)),
+    ranked as (
+        select
+            *,
+            row_number() over by_arrival as copy,
+            first(content) over by_arrival as first_content,
+            first(source_file) over by_arrival as first_source_file,
+            first(source_line) over by_arrival as first_source_line
+        from copies
+        window by_arrival as (partition by event_id order by arrival_day, source_file, source_line)
     )
+    select
+        event_id,
+        case when content = first_content then 'duplicate' else 'conflict' end as kind,
+        list_filter([{_CHANGED}], lambda name: name is not null) as changed,
+        encode(cast(to_json(content) as varchar)) as line,
+        source_file,
+        source_line,
+        first_source_file,
+        first_source_line,
+        arrival_day
+    from ranked
+    where copy > 1
+"""
 
 
-def validity(rows: DataFrame, key: str, held: Sequence[str]) -> DataFrame:
-    """From what each arrival day said about a key to intervals: key, held columns, valid_from, valid_to.
+def validity(key: str, held: Sequence[Column], days: Collection[date]) -> str:
+    """A query that turns what the arrival days `said` about a key into intervals: key, columns held, valid_from, valid_to.
 
     The last line of a day counts. An interval ends where another row begins; rows that say the same are one.
     """
-    said = sf.to_json(sf.struct(*(_comparable(rows, name) for name in held)))
-    by_line = Window.partitionBy(key, "arrival_day").orderBy(sf.desc("source_file"), sf.desc("source_line"))
-    by_day = Window.partitionBy(key).orderBy("arrival_day")
-    changes = (
-        rows.withColumn("place", sf.row_number().over(by_line))
-        .where("place = 1")
-        .withColumn("said", said)
-        .withColumn("said_before", sf.lag("said").over(by_day))
-        .where("said_before IS NULL OR said != said_before")
-    )
-    return changes.select(key, *held, sf.col("arrival_day").alias("valid_from"), sf.lead("arrival_day").over(by_day).alias("valid_to")).hint("rebalance")
+    columns = ", ".join(column.name for column in held)
+    return f"""
+        with
+        lines as (
+            select *, {_content(held)} as content from said
+            where {_one_of("arrival_day", days)}
+            qualify row_number() over (partition by {key}, arrival_day order by source_file desc, source_line desc) = 1
+        ),
+        changes as (
+            select * from lines
+            window by_day as (partition by {key} order by arrival_day)
+            qualify row_number() over by_day = 1 or content is distinct from lag(content) over by_day
+        )
+        select {key}, {columns}, arrival_day as valid_from, lead(arrival_day) over (partition by {key} order by arrival_day) as valid_to
+        from changes
+    """
 
 
-def _comparable(rows: DataFrame, name: str) -> Column:
-    """A column as something equal whenever its meaning is: the order of a map's entries has none."""
-    if isinstance(rows.schema[name].dataType, MapType):
-        return sf.array_sort(sf.map_entries(name)).alias(name)
-    return sf.col(name)
+def _days(duck: duckdb.DuckDBPyConnection, query: str) -> set[date]:
+    return {row[0] for row in duck.sql(query).fetchall()}
 
 
-def _touched_days(events: DataFrame, interactions: DataFrame, days: DayRange) -> list[date]:
-    """Event days whose rows the arrival days may change: those of every event, whenever it arrived, that shares an id with
-    what these days brought, or had brought when they were last read."""
-    arrived = sf.col("arrival_day").between(days.first, days.last)
-    before = interactions.where(arrived)
-    ids = events.where(arrived).select("event_id").union(before.select("event_id"))
-    touched = events.join(ids, "event_id", "left_semi").select("event_day").union(before.select("day"))
-    return sorted(row[0] for row in touched.distinct().collect())
+def _one_of(column: str, days: Iterable[date]) -> str:
+    """A condition that the reader of files understands, and leaves out the others."""
+    listed = ", ".join(f"date '{day}'" for day in sorted(days))
+    return f"{column} in ({listed})" if listed else "false"
 
 
 def _only(inputs: Mapping[str, int], table: str) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date
@@ -13,6 +12,7 @@ import pyarrow as pa
 
 from jobs.contracts.days import DayRange
 from jobs.contracts.errors import AuditFailed
+from jobs.database import database
 from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.steps import find_step
@@ -28,28 +28,27 @@ def run(lake: Lake, settings: Settings, days: DayRange) -> None:
     step = find_step("audit")
     lake.require("gold.recommendations", days)
     inputs = {table: lake.version(table) for table in step.reads}
-    with opened(lake, inputs) as database:
-        found = [row for day in days for row in findings(database, checks(), day, settings)]
+    with opened(lake, inputs, settings) as duck:
+        found = [row for day in days for row in findings(duck, checks(), day, settings)]
     lake.replace("gold.audits", pa.Table.from_pylist(found, lake.schema("gold.audits")), step.name, list(days), inputs)
     refuse(found)
 
 
 @contextmanager
-def opened(lake: Lake, versions: Mapping[str, int]) -> Iterator[duckdb.DuckDBPyConnection]:
+def opened(lake: Lake, versions: Mapping[str, int], settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
     """A database that sees the given versions of some tables as views: `gold.recommendations` is `gold_recommendations`."""
-    with tempfile.TemporaryDirectory() as spill, duckdb.connect(config={"temp_directory": spill}) as database:
-        database.execute("set timezone = 'UTC'")
+    with database(settings.duckdb) as duck:
         for table, version in versions.items():
-            database.register(table.replace(".", "_"), lake.dataset(table, version))
-        yield database
+            duck.register(table.replace(".", "_"), lake.dataset(table, version))
+        yield duck
 
 
-def findings(database: duckdb.DuckDBPyConnection, queries: Mapping[str, str], day: date, settings: Settings) -> list[dict[str, Any]]:
+def findings(duck: duckdb.DuckDBPyConnection, queries: Mapping[str, str], day: date, settings: Settings) -> list[dict[str, Any]]:
     """Rows of gold.audits for one day: how many rows break each check, and one of them."""
     rows = []
     for name, query in queries.items():
         counted = f"select count(*), min(to_json(broken)::varchar) from ({query}) as broken"
-        offending, sample = database.execute(counted, named_arguments(query, day, settings)).fetchall()[0]
+        offending, sample = duck.execute(counted, named_arguments(query, day, settings)).fetchall()[0]
         rows.append({"check": name, "offending": offending, "sample": [sample] if offending else [], "day": day})
     return rows
 

@@ -37,7 +37,7 @@ def event(event_type: str, event_time: datetime, late: int = 0, **columns: Any) 
 def put(lake: Lake, rows: Sequence[Row], days: Sequence[date] = ()) -> None:
     """Make silver.interactions of the rows, `days` done; ids are given to rows that have none."""
     names = lake.schema("silver.interactions").names
-    filled = [dict.fromkeys(names) | {"event_id": f"e{number:04}"} | row for number, row in enumerate(rows)]
+    filled = [dict.fromkeys(names) | {"event_id": f"e{number:04}", "source_file": "p", "source_line": number} | row for number, row in enumerate(rows)]
     done = {*days, *(row["day"] for row in rows)}
     lake.replace("silver.interactions", pa.Table.from_pylist(filled, lake.schema("silver.interactions")), "silver", done, {})
 

@@ -77,7 +77,7 @@ BROKEN: dict[str, dict[str, list[Row]]] = {
 
 
 def offending(lake: Lake, settings: Settings, *names: str) -> dict[str, int]:
-    with audit.opened(lake, lake.versions(find_step("audit").reads)) as database:
+    with audit.opened(lake, lake.versions(find_step("audit").reads), settings) as database:
         return {row["check"]: row["offending"] for row in audit.findings(database, {name: checks()[name] for name in names}, DAY, settings)}
 
 

@@ -1,0 +1,27 @@
+"""DuckDB: what types, deduplicates and audits tables without a JVM, in memory that has a limit."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import duckdb
+import pyarrow as pa
+
+from jobs.settings import DuckDB
+
+
+@contextmanager
+def database(settings: DuckDB) -> Iterator[duckdb.DuckDBPyConnection]:
+    """An empty database in UTC that spills to a temporary folder what does not fit into its memory."""
+    config: dict[str, str | bool | int | float | list[str]] = {"threads": settings.threads, "memory_limit": settings.memory}
+    with tempfile.TemporaryDirectory(prefix="nightjar-") as spill, duckdb.connect(config={**config, "temp_directory": spill}) as connection:
+        connection.execute("set timezone = 'UTC'")
+        yield connection
+
+
+def tables_of(relation: duckdb.DuckDBPyRelation) -> Iterator[pa.Table]:
+    """The rows of a query, part by part, as they are found."""
+    for batch in relation.to_arrow_reader(1 << 17):
+        yield pa.Table.from_batches([batch])
