@@ -59,6 +59,12 @@ def delta_jars() -> list[Path]:
     return jars
 
 
+def require_engine() -> None:
+    """Raise EngineMissing when Java or the JARs don't fit."""
+    java_version()
+    delta_jars()
+
+
 def _class_archive() -> list[str]:
     """JVM options for the archive of loaded classes, where `nightjar jars` has made one; a JVM or a class path that it doesn't fit ignores it."""
     archive = jars_path().resolve() / CLASSES

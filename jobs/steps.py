@@ -43,7 +43,8 @@ STEPS = (
     Step("score", "torch", "models.score",
          ("gold.transitions", "gold.policies", "gold.verdicts", "silver.items"), ("gold.recommendations",)),
     Step("audit", "arrow", "jobs.publish.audit",
-         ("gold.recommendations", "gold.transitions", "gold.verdicts", "silver.interactions", "silver.items"), ("gold.audits",)),
+         ("bronze.files", "bronze.quarantine", "silver.repeats", "silver.interactions", "silver.items", "gold.transitions", "gold.verdicts",
+          "gold.recommendations"), ("gold.audits",)),
     Step("publish", "arrow", "jobs.publish.publish",
          ("gold.recommendations", "gold.audits"), ("serving.recommendations",)),
 )  # fmt: skip

@@ -18,7 +18,7 @@ from jobs.contracts.days import DayRange
 from jobs.contracts.errors import BadDay, ProcessFailed
 from jobs.lake import Lake
 from jobs.settings import Settings
-from jobs.spark import start_session
+from jobs.spark import require_engine, start_session
 from jobs.steps import find_step
 
 if TYPE_CHECKING:
@@ -31,12 +31,15 @@ def run_steps(names: Sequence[str], days: DayRange, settings: Settings) -> None:
     """Run the named steps in the order given, Spark ones over the whole range in one pass.
 
     Raises UnknownStep before anything runs; BadDay for a torch step over more than one day; ProcessFailed when a torch
-    step fails, after its own message.
+    step fails, after its own message; EngineMissing, before anything runs, when a Spark step is among them and Java or the
+    JARs don't fit.
     """
     steps = [find_step(name) for name in names]
     torch_steps = [step.name for step in steps if step.engine == "torch"]
     if torch_steps and len(days) > 1:
         raise BadDay(f"Step {torch_steps[0]} makes one day at a time; got {days}. Leave out --to.")
+    if any(step.engine == "spark" for step in steps):
+        require_engine()
     lake = Lake(settings.lake_path, tuple(settings.event_types))
     for engine, group in itertools.groupby(steps, key=lambda step: step.engine):
         if engine == "torch":

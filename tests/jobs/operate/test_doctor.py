@@ -53,7 +53,7 @@ def test_versions_and_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["run", "bronze", "--day", "2026-01-01"], ["night", "--day", "2026-01-01"], ["backfill", "--from", "2026-01-01", "--to", "2026-01-02"]]
+    "command", [["run", "features", "--day", "2026-01-01"], ["night", "--day", "2026-01-01"], ["backfill", "--from", "2026-01-01", "--to", "2026-01-02"]]
 )
 @pytest.mark.parametrize(("version", "message"), [("11.0.1", "needs Java 17 or 21, and"), (None, "Spark needs Java, and there is none in JAVA_HOME=")])
 def test_a_wrong_or_missing_java_is_a_message(tmp_path: Path, command: list[str], version: str | None, message: str) -> None:

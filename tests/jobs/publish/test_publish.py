@@ -28,7 +28,25 @@ def listed(user: str, rank: int, item: str, **columns: Any) -> Row:
 
 def stepped(event: str, user: str, item: str, **columns: Any) -> Row:
     base = {"event_id": event, "user_id": user, "item_id": item, "event_type": "impression", "event_time": NOON, "day": DAY}
-    return {**base, "arrival_day": DAY, "reward": 0.0, "first": True, "bucket": 0, "as_of_day": DAY, **columns}
+    return {
+        **base,
+        "source_file": "f",
+        "source_line": int(event[1:]),
+        "arrival_day": DAY,
+        "reward": 0.0,
+        "first": True,
+        "bucket": 0,
+        "as_of_day": DAY,
+        **columns,
+    }
+
+
+def landed(source_file: str, **columns: Any) -> Row:
+    return {"source_file": source_file, "feed": "events", "bytes": 9, "sha256": "0", "quarantined": [], "rules": "r", "arrival_day": DAY, **columns}
+
+
+def kept(source_file: str, line: int) -> Row:
+    return {"feed": "events", "reason": "bad_json", "detail": "…", "line": b"x", "source_file": source_file, "source_line": line, "arrival_day": DAY}
 
 
 GOOD = [listed(user, rank, item) for user in ("*", "ann", "bob") for rank, item in ((1, "a"), (2, "b"))]
@@ -38,6 +56,9 @@ def write(lake: Lake, **tables: list[Row]) -> None:
     """Write a lake that passes every check, but for the tables given."""
     steps = [stepped("e1", "ann", "a"), stepped("e2", "bob", "b")]
     content: dict[str, list[Row]] = {
+        "bronze.files": [landed("f", lines=4, rows=3), landed("g", feed="items", lines=1, rows=1)],
+        "bronze.quarantine": [kept("f", 4)],
+        "silver.repeats": [{"event_id": "e1", "kind": "duplicate", "changed": [], **kept("f", 3), "first_source_file": "f", "first_source_line": 1}],
         "silver.interactions": steps,
         "silver.items": [{"item_id": item, "available": item != "gone", "valid_from": date(2026, 1, 1)} for item in ("a", "b", "gone")],
         "gold.transitions": steps,
@@ -54,6 +75,7 @@ def write(lake: Lake, **tables: list[Row]) -> None:
 
 
 BROKEN: dict[str, dict[str, list[Row]]] = {
+    "file_lines_are_accounted_for": {"bronze_files": [landed("f", lines=4, rows=3), landed("h", feed="items", lines=2, rows=1)]},
     "list_for_active_users": {"gold_recommendations": [row for row in GOOD if row["user_id"] != "bob"]},
     "list_for_strangers": {"gold_recommendations": [row for row in GOOD if row["user_id"] != "*"]},
     "list_has_each_item_once": {"gold_recommendations": [*GOOD, listed("ann", 3, "a")]},
