@@ -132,6 +132,43 @@ def status() -> None:
     print_status(_lake(load_settings()))
 
 
+quarantine = typer.Typer(no_args_is_help=True, help="What could not be taken in: count it, look at it, take it in again.")
+app.add_typer(quarantine, name="quarantine")
+
+
+@quarantine.command("list")
+def quarantine_list() -> None:
+    """Count the lines in quarantine by arrival day, feed and reason."""
+    from jobs.operate.quarantine import print_counts
+
+    print_counts(_lake(load_settings()))
+
+
+@quarantine.command("show")
+def quarantine_show(
+    day: Day,
+    reason: Annotated[str | None, typer.Option(help="only lines with this reason")] = None,
+    top: Annotated[int, typer.Option(min=1, help="lines shown")] = 10,
+) -> None:
+    """Show lines of an arrival day: where each stood, what was expected and what came."""
+    from jobs.operate.quarantine import print_lines
+
+    print_lines(_lake(load_settings()), parse_day(day), reason, top)
+
+
+@quarantine.command("requeue")
+def quarantine_requeue(
+    first: From,
+    last: To,
+    reason: Annotated[list[str] | None, typer.Option(help="only lines with this reason; may be given several times")] = None,
+) -> None:
+    """After a mend of the reader or the settings: take in what it can type by now."""
+    from jobs.operate.quarantine import print_requeued
+
+    settings = load_settings()
+    print_requeued(_lake(settings), settings, DayRange.parse(first, last), reason or [])
+
+
 @app.command()
 def show(user: Annotated[str, typer.Argument(help="user id, or * for somebody with no history")]) -> None:
     """Show the list that a user is served, with reasons."""

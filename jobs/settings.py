@@ -5,6 +5,7 @@ Relative paths are relative to the folder of the settings file.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from jobs.contracts.errors import BadSettings
+from jobs.contracts.landing import FEEDS
 from jobs.contracts.rewards import reward_sql
 
 CONFIG_VARIABLE = "NIGHTJAR_CONFIG"
@@ -22,6 +24,25 @@ DEFAULT_CONFIG = "nightjar.toml"
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Landing(_Section):
+    """Where the logs arrive, and what they call things where they don't follow the landing format."""
+
+    folder: str = Field("landing", description="folder that the logs arrive in")
+    fields: dict[str, str] = Field(default_factory=dict, description="field of the format = where the log has it: a name, or names with dots for nested ones")
+    event_types: dict[str, str] = Field(default_factory=dict, description="event type of the log = event type of these settings")
+
+    @field_validator("fields")
+    @classmethod
+    def _are_fields(cls, fields: dict[str, str]) -> dict[str, str]:
+        known = {field.name for feed in FEEDS for field in feed.fields}
+        if unknown := sorted(fields.keys() - known):
+            raise ValueError(f"{', '.join(unknown)}: no field of the landing format, which has {', '.join(sorted(known))}")
+        for path, longer in itertools.permutations(fields.values(), 2):
+            if longer.startswith(f"{path}."):
+                raise ValueError(f"{path!r} can't be a value and, for {longer!r}, an object")
+        return fields
 
 
 class EventType(_Section):
@@ -122,7 +143,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="NIGHTJAR_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
-    landing: str = Field("landing", description="folder that the logs arrive in")
+    landing: Landing = Landing()
     lake: str = Field("lake", description="folder of the Delta tables")
     event_types: dict[str, EventType] = Field(default_factory=_default_event_types, description="types of the log; steps first")
     episodes: Episodes = Episodes()
@@ -147,6 +168,12 @@ class Settings(BaseSettings):
             raise ValueError("event_types: at least one type needs `step = true`; nothing can be learnt from a log without actions")
         return self
 
+    @model_validator(mode="after")
+    def _renames_to_what_there_is(self) -> Self:
+        if unknown := sorted(set(self.landing.event_types.values()) - self.event_types.keys()):
+            raise ValueError(f"landing.event_types: {', '.join(unknown)} is not among event_types, which has {', '.join(self.event_types)}")
+        return self
+
     @property
     def step_types(self) -> tuple[str, ...]:
         """Event types that are steps."""
@@ -154,7 +181,7 @@ class Settings(BaseSettings):
 
     @property
     def landing_path(self) -> Path:
-        return Path(self.landing)
+        return Path(self.landing.folder)
 
     @property
     def lake_path(self) -> Path:
@@ -174,7 +201,7 @@ class Settings(BaseSettings):
 
 def elsewhere(config: Path) -> dict[str, str]:
     """The environment, pointing to other settings: what names the landing folder and the lake of the user's own is left out."""
-    own = {CONFIG_VARIABLE, "NIGHTJAR_LANDING", "NIGHTJAR_LAKE"}
+    own = {CONFIG_VARIABLE, "NIGHTJAR_LANDING__FOLDER", "NIGHTJAR_LAKE"}
     return {name: value for name, value in os.environ.items() if name not in own} | {CONFIG_VARIABLE: str(config)}
 
 
@@ -195,5 +222,5 @@ def load_settings(**overrides: Any) -> Settings:
         raise BadSettings("\n".join([f"Settings do not fit ({path} and NIGHTJAR_*):", *lines])) from error
     except ValueError as error:
         raise BadSettings(f"{path} is no TOML: {error}") from error
-    resolved = {name: str(path.parent / getattr(settings, name)) for name in ("landing", "lake")}
-    return settings.model_copy(update=resolved)
+    landing = settings.landing.model_copy(update={"folder": str(path.parent / settings.landing.folder)})
+    return settings.model_copy(update={"landing": landing, "lake": str(path.parent / settings.lake)})

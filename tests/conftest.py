@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from jobs.lake import Lake
-from jobs.settings import Settings, Spark
+from jobs.settings import Landing, Settings, Spark
 from jobs.spark import start_session
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """Default settings over an empty landing folder and an empty lake."""
-    return Settings(landing=str(tmp_path / "landing"), lake=str(tmp_path / "lake"))
+    return Settings(landing=Landing(folder=str(tmp_path / "landing")), lake=str(tmp_path / "lake"))
 
 
 @pytest.fixture

@@ -44,6 +44,10 @@ class LandingChanged(NightjarError):
     """A landing file that is still being written."""
 
 
+class UnknownReason(NightjarError):
+    """A word that is no reason of the quarantine."""
+
+
 class FolderTaken(NightjarError):
     """A folder to be written that holds something else."""
 

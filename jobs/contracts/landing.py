@@ -85,6 +85,10 @@ class Reason(StrEnum):
     """The propensity is no probability of something that happened: it lies outside (0, 1]."""
 
 
+CONFLICT = "conflict"
+"""What `silver` finds out: a line with the id of an earlier one and other content. Such lines lie in silver.repeats."""
+
+
 def feed_folder(feed: str, day: date) -> str:
     """Folder, below landing, of what a feed brought on a day."""
     return f"{feed}/ds={day}"

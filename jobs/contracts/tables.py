@@ -108,6 +108,7 @@ _ALL = (
            _required("sha256", "string", "checksum of its bytes"),
            _required("lines", "bigint", "lines that are not blank, and one for the tail that can't be read"),
            _required("rows", "bigint", "lines that were typed"),
+           _required("requeued", "bigint", "those among them that came out of quarantine"),
            _required("quarantined", "map<string,bigint>", "the others, by reason"),
            _required("rules", "string", "hash of the settings that decide which lines are taken in"),
            _ARRIVAL_DAY), "arrival_day"),

@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -27,7 +27,7 @@ from jobs.lake import Lake
 from jobs.settings import Settings
 from sql import macros
 
-_QUARANTINE, _LEDGER = "bronze.quarantine", "bronze.files"
+QUARANTINE, LEDGER = "bronze.quarantine", "bronze.files"
 _BATCH_BYTES = 1 << 24
 _COMMIT_BYTES = 1 << 29  # of landing files: while a commit is written, a file of each of its days is open
 
@@ -39,25 +39,25 @@ def run(lake: Lake, settings: Settings, days: DayRange) -> None:
     day, LandingChanged when a file is still being written.
     """
     files = landing_files(settings.landing_path, days)
-    rules = _rules(lake)
     with database(settings.duckdb) as duck:
         duck.execute(macros("typing"))
-        for some_days in _portions(_unknown_days(lake, files, days, rules), files):
-            _take_in(duck, lake, some_days, [file for file in files if file.arrival_day in some_days], rules)
+        for some_days in _portions(_unknown_days(lake, files, days, _rules(settings)), files):
+            _take_in(duck, lake, settings, some_days, [file for file in files if file.arrival_day in some_days])
 
 
-def _rules(lake: Lake) -> str:
-    """Hash of the settings that decide which lines are taken in."""
-    return hashlib.sha256(json.dumps(sorted(lake.event_types)).encode()).hexdigest()[:16]
+def _rules(settings: Settings) -> str:
+    """Hash of the settings that decide what is made of a line."""
+    deciding = [sorted(settings.event_types), settings.landing.fields, settings.landing.event_types]
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _unknown_days(lake: Lake, files: Sequence[LandingFile], days: DayRange, rules: str) -> list[date]:
     """The days whose files, sizes, checksums and rules are not all those of the ledger."""
-    known: dict[date, set[tuple[str, int, str, str]]] = {day: set() for day in lake.done(_LEDGER) if day in days}
+    known: dict[date, set[tuple[str, int, str, str]]] = {day: set() for day in lake.done(LEDGER) if day in days}
     if not known:
         return list(days)
     columns = ["source_file", "bytes", "sha256", "rules", "arrival_day"]
-    for row in lake.read(_LEDGER, columns, pc.field("arrival_day").isin(list(known))).to_pylist():
+    for row in lake.read(LEDGER, columns, pc.field("arrival_day").isin(list(known))).to_pylist():
         known[row["arrival_day"]].add((row["source_file"], row["bytes"], row["sha256"], row["rules"]))
     there: dict[date, set[tuple[str, int, str, str]]] = {day: set() for day in days}
     for file in files:
@@ -81,73 +81,76 @@ def _portions(days: Sequence[date], files: Sequence[LandingFile]) -> Iterator[li
         yield portion
 
 
-def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, days: Collection[date], files: Sequence[LandingFile], rules: str) -> None:
+def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, settings: Settings, days: Collection[date], files: Sequence[LandingFile]) -> None:
     """Replace the days in every table. The ledger comes last: a day that it knows is whole in the others."""
-    schema = lake.schema(_QUARANTINE)
+    schema = lake.schema(QUARANTINE)
     with tempfile.TemporaryDirectory(prefix="nightjar-") as folder:
         bad_lines = Path(folder, "quarantine.parquet")
-        accounts = {file.source_file: _Account(file) for file in files}
+        accounts = {file.source_file: Account(file.source_file, file.feed, file.arrival_day, _rules(settings)) for file in files}
         with pq.ParquetWriter(bad_lines, schema) as quarantine:
             for feed in FEEDS:
-                intake = _Intake(duck, feed, lake.event_types, quarantine, accounts)
-                lake.replace(feed.table, intake.rows(), "bronze", days, {})
+                intake = Intake(duck, feed, settings, quarantine, accounts)
+                lake.replace(feed.table, intake.rows([file for file in files if file.feed == feed.name]), "bronze", days, {})
         with pq.ParquetFile(bad_lines) as quarantined:
-            lake.replace(_QUARANTINE, (pa.Table.from_batches([batch], schema) for batch in quarantined.iter_batches()), "bronze", days, {})
-    ledger = pa.Table.from_pylist([account.ledger_row(rules) for account in accounts.values()], lake.schema(_LEDGER))
-    lake.replace(_LEDGER, [ledger], "bronze", days, {})
+            lake.replace(QUARANTINE, (pa.Table.from_batches([batch], schema) for batch in quarantined.iter_batches()), "bronze", days, {})
+    ledger = pa.Table.from_pylist([account.row() for account in accounts.values()], lake.schema(LEDGER))
+    lake.replace(LEDGER, [ledger], "bronze", days, {})
 
 
 @dataclass
-class _Account:
-    """What became of the lines of a file."""
+class Account:
+    """What became of the lines of a file: a row of the ledger in the making."""
 
-    file: LandingFile
+    source_file: str
+    feed: str
+    arrival_day: date
+    rules: str
     fingerprint: tuple[int, str] = NOT_OPENED
     rows: int = 0
+    requeued: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
 
-    def ledger_row(self, rules: str) -> dict[str, object]:
+    def row(self) -> dict[str, object]:
         size, checksum = self.fingerprint
         return {
-            "source_file": self.file.source_file,
-            "feed": self.file.feed,
+            "source_file": self.source_file,
+            "feed": self.feed,
             "bytes": size,
             "sha256": checksum,
             "lines": self.rows + self.quarantined.total(),
             "rows": self.rows,
-            "quarantined": sorted(self.quarantined.items()),
-            "rules": rules,
-            "arrival_day": self.file.arrival_day,
+            "requeued": self.requeued,
+            "quarantined": sorted((+self.quarantined).items()),
+            "rules": self.rules,
+            "arrival_day": self.arrival_day,
         }
 
 
 @dataclass(frozen=True)
-class _Intake:
+class Intake:
     """Reads the files of one feed. What can't be typed goes to `quarantine`; `accounts`, by source file, count both."""
 
     duck: duckdb.DuckDBPyConnection
     feed: Feed
-    event_types: Sequence[str]
+    settings: Settings
     quarantine: pq.ParquetWriter
-    accounts: Mapping[str, _Account]
+    accounts: Mapping[str, Account]
 
-    def rows(self) -> Iterator[pa.Table]:
-        """The typed rows, some 16 MB of lines at a time."""
+    def rows(self, files: Iterable[LandingFile]) -> Iterator[pa.Table]:
+        """The typed rows of some files, some 16 MB of lines at a time."""
         waiting: list[pa.Table] = []
-        for lines in self._lines():
+        for lines in self._lines(files):
             waiting.append(lines)
             if sum(table.nbytes for table in waiting) >= _BATCH_BYTES:
-                yield self._typed(pa.concat_tables(waiting))
+                yield self.typed(pa.concat_tables(waiting))
                 waiting = []
         if waiting:
-            yield self._typed(pa.concat_tables(waiting))
+            yield self.typed(pa.concat_tables(waiting))
 
-    def _lines(self) -> Iterator[pa.Table]:
+    def _lines(self, files: Iterable[LandingFile]) -> Iterator[pa.Table]:
         """Lines of the files: line (binary), source_file, source_line (from 1), arrival_day."""
-        for account in self.accounts.values():
-            file, number = account.file, 1
-            if file.feed != self.feed.name:
-                continue
+        for file in files:
+            number = 1
             if file.refusal:
                 self._set_aside(_lines(file, pa.array([b""]), 0), Reason.UNREADABLE_FILE, file.refusal)
                 continue
@@ -158,17 +161,17 @@ class _Intake:
                     number += len(block)
             except Damage as damage:
                 self._set_aside(_lines(file, pa.array([damage.tail]), number), Reason.UNREADABLE_FILE, str(damage))
-            account.fingerprint = reader.fingerprint
+            self.accounts[file.source_file].fingerprint = reader.fingerprint
 
-    def _typed(self, lines: pa.Table) -> pa.Table:
-        """Rows of the lines that are fine, as the feed's table holds them."""
+    def typed(self, lines: pa.Table) -> pa.Table:
+        """Rows of the lines (line, source_file, source_line, arrival_day) that are fine, as the feed's table holds them."""
         lines = self._decoded(lines)
         self.duck.register("lines", lines)
-        quick = self.duck.sql(quickly_typed(self.feed, self.event_types)).to_arrow_table()
+        quick = self.duck.sql(quickly_typed(self.feed, self.settings)).to_arrow_table()
         fine, rows = quick["fine"], quick.drop_columns("fine")
         if not pc.all(fine).as_py():
             self.duck.register("lines", lines.filter(pc.invert(fine)))
-            careful = self.duck.sql(typed(self.feed, self.event_types)).to_arrow_table()
+            careful = self.duck.sql(typed(self.feed, self.settings)).to_arrow_table()
             good = pc.is_null(careful["problem"])
             bad = careful.filter(pc.invert(good))
             self._set_aside(bad, pc.struct_field(bad["problem"], "reason"), pc.struct_field(bad["problem"], "detail"))

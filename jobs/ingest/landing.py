@@ -37,7 +37,8 @@ def landing_files(landing: Path, days: DayRange) -> list[LandingFile]:
     if not found and not _anything_before(landing, days.first):
         raise EmptyLanding(
             f"Nothing has arrived in {landing.absolute()} by {days.last}. It should hold {landing / feed_folder('events', days.last)}/ with "
-            "JSON lines (plain, .gz or .zst) or Parquet, and items/ and users/ beside events/. Set `landing` in nightjar.toml, or NIGHTJAR_LANDING."
+            "JSON lines (plain, .gz or .zst) or Parquet, and items/ and users/ beside events/. "
+            "Set `folder` of [landing] in nightjar.toml, or NIGHTJAR_LANDING__FOLDER."
         )
     return found
 

@@ -13,6 +13,7 @@ from datetime import date
 import duckdb
 
 from jobs.contracts.days import DayRange
+from jobs.contracts.landing import CONFLICT
 from jobs.contracts.tables import EVENT_COLUMNS, Column
 from jobs.database import database, tables_of
 from jobs.lake import Lake
@@ -124,7 +125,7 @@ _REPEATS_OF_TAKEN = f"""
     )
     select
         event_id,
-        case when content = first_content then 'duplicate' else 'conflict' end as kind,
+        case when content = first_content then 'duplicate' else '{CONFLICT}' end as kind,
         list_filter([{_CHANGED}], lambda name: name is not null) as changed,
         encode(cast(to_json(content) as varchar)) as line,
         source_file,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from typing import Any
 
 from jobs.contracts.landing import EARLIEST, EVERYBODY, EXPECTED, FEEDS, Feed, Field, Kind, Reason
+from jobs.settings import Landing, Settings
 
 _SHOWN = 120  # characters of a wrong value that the detail repeats; the line holds all of it
 _NUL = r"\u0000"  # as JSON escapes it
@@ -21,41 +24,62 @@ _MACROS: dict[Kind, str] = {
 }
 
 
-def typed(feed: Feed, event_types: Sequence[str]) -> str:
+def typed(feed: Feed, settings: Settings) -> str:
     """A query over `lines` (line, source_file, source_line, arrival_day) that types those that aren't blank, one row each.
 
     Columns: those of the feed's table, `line`, and `problem`: a struct of reason and detail, null where the line is fine. The
     macros of `sql/macros/typing.sql` have to be there.
     """
-    cast = ", ".join(f"{_cast(field)} as {_name(field)}" for field in feed.fields)
+    cast = ", ".join(f"{_cast(field, settings.landing)} as {_name(field)}" for field in feed.fields)
     return f"""
-        with {_texts(feed)},
+        with {_texts(feed, settings.landing)},
         typed as (select *, {cast} from texts where not regexp_full_match(line, '[ \\t\\r\\n\\f]*'))
-        select {_columns(feed)}, line, {_problem(feed, event_types)} as problem from typed
+        select {_columns(feed)}, line, {_problem(feed, settings)} as problem from typed
     """
 
 
-def quickly_typed(feed: Feed, event_types: Sequence[str]) -> str:
+def quickly_typed(feed: Feed, settings: Settings) -> str:
     """A query over `lines` that does the same at two thirds of the cost for those that need no second look, in their order.
 
     Columns: those of the feed's table, and `fine`: whether they are what `typed` makes of the line, without a problem.
     """
     cast = ", ".join(f"{_quick_cast(field)} as {_name(field)}" for field in feed.fields)
-    wrong = [condition for condition, _, _ in _rules(feed, event_types)]
+    wrong = [condition for condition, _, _ in _rules(feed, settings)]
     fine = " and ".join([f"not contains(line, '{_NUL}')", *map(_needs_no_look, feed.fields), *(f"not ({condition})" for condition in wrong)])
     return f"""
-        with {_texts(feed)},
+        with {_texts(feed, settings.landing)},
         typed as (select *, {cast} from texts)
         select {_columns(feed)}, case when {fine} then true else false end as fine from typed
     """
 
 
-def _texts(feed: Feed) -> str:
-    shape = json.dumps({field.name: "VARCHAR" for field in feed.fields})
-    raw = ", ".join(f"object.{_name(field)} as {_raw(field)}" for field in feed.fields)
+def _texts(feed: Feed, landing: Landing) -> str:
+    """Common table expressions that end in `texts`: the lines, `object` (null where there is none), and the text of each field."""
+    shape: dict[str, Any] = {}
+    for field in feed.fields:
+        *folders, name = _keys(field, landing)
+        inner = shape
+        for folder in folders:
+            inner = inner.setdefault(folder, {})
+        inner[name] = "VARCHAR"
+    raw = ", ".join(f"{_named(field, landing)} as {_raw(field)}" for field in feed.fields)
     return f"""
-        objects as (select *, try(from_json(line, {_quoted(shape)})) as object from lines),
+        objects as (select *, try(from_json(line, {_quoted(json.dumps(shape))})) as object from lines),
         texts as (select *, {raw} from objects)"""
+
+
+def _named(field: Field, landing: Landing) -> str:
+    """Text of a field in the object, event types by our names."""
+    text = "object" + "".join(f'."{key}"' for key in _keys(field, landing))
+    if field.name != "event_type" or not landing.event_types:
+        return text
+    names = " ".join(f"when {_quoted(theirs)} then {_quoted(ours)}" for theirs, ours in landing.event_types.items())
+    return f"case {text} {names} else {text} end"
+
+
+def _keys(field: Field, landing: Landing) -> list[str]:
+    """Where the log has a field."""
+    return landing.fields.get(field.name, field.name).split(".")
 
 
 def _columns(feed: Feed) -> str:
@@ -68,12 +92,14 @@ def _columns(feed: Feed) -> str:
     return ", ".join([*(f'{value} as "{name}"' for name, value in columns.items()), *places])
 
 
-def _cast(field: Field) -> str:
+def _cast(field: Field, landing: Landing) -> str:
     raw = _raw(field)
     if field.kind != "text":
         return f"case when not is_blank({raw}) then {_MACROS[field.kind]}({raw}) end"
-    spelled = rf"""regexp_extract(line, '"{field.name}"\s*:\s*(-?[0-9][0-9.eE+-]*)', 1)"""
-    certain = f"as_spelled({raw}, json_type(line, {_quoted(_path(field))}), {spelled})"
+    keys = _keys(field, landing)
+    path = "$" + "".join(f'."{key}"' for key in keys)
+    spelled = rf"""regexp_extract(line, '"{re.escape(keys[-1])}"\s*:\s*(-?[0-9][0-9.eE+-]*)', 1)"""
+    certain = f"as_spelled({raw}, json_type(line, {_quoted(path)}), {spelled})"
     return f"case when is_blank({raw}) then null when is_doubtful({raw}) then {certain} else {raw} end"
 
 
@@ -103,7 +129,7 @@ def _needs_no_look(field: Field) -> str:
     return certain if field.required else f"({raw} is null or {certain})"
 
 
-def _problem(feed: Feed, event_types: Sequence[str]) -> str:
+def _problem(feed: Feed, settings: Settings) -> str:
     """The first problem of a line, in the order of `Reason`."""
     required = [field for field in feed.fields if field.required]
     has_nul = rf"contains(line, '{_NUL}') and regexp_matches(line, '(^|[^\\])(\\\\)*\{_NUL}')"
@@ -113,19 +139,19 @@ def _problem(feed: Feed, event_types: Sequence[str]) -> str:
         (no_object, Reason.BAD_JSON, _quoted("expected one JSON object on the line, got something else, more, or less")),
         *((f"is_blank({_raw(field)})", Reason.MISSING_FIELD, _quoted(f"expected {field.name}, got none")) for field in required),
         *((f"{_name(field)} is null and not is_blank({_raw(field)})", Reason.WRONG_TYPE, _got(field, EXPECTED[field.kind])) for field in feed.fields),
-        *_rules(feed, event_types),
+        *_rules(feed, settings),
     ]
     cases = " ".join(f"when {wrong} then {{'reason': {_quoted(reason)}, 'detail': {detail}}}" for wrong, reason, detail in problems)
     return f"case {cases} end"
 
 
-def _rules(feed: Feed, event_types: Sequence[str]) -> list[tuple[str, Reason, str]]:
+def _rules(feed: Feed, settings: Settings) -> list[tuple[str, Reason, str]]:
     """What a typed line must not hold: a condition that is never null, reason, detail."""
     rules = []
     fields = {field.name: field for field in feed.fields}
     if user := fields.get("user_id"):
         rules.append((f"user_id = {_quoted(EVERYBODY)}", Reason.RESERVED_USER, _got(user, f"the id of a user; {EVERYBODY} stands for everybody")))
-    return rules + (_event_rules(fields, event_types) if feed == FEEDS[0] else [])
+    return rules + (_event_rules(fields, tuple(settings.event_types)) if feed == FEEDS[0] else [])
 
 
 def _event_rules(fields: dict[str, Field], event_types: Sequence[str]) -> list[tuple[str, Reason, str]]:
@@ -141,10 +167,6 @@ def _event_rules(fields: dict[str, Field], event_types: Sequence[str]) -> list[t
 
 def _got(field: Field, expected: str) -> str:
     return f"concat({_quoted(f'{field.name}: expected {expected}, got ')}, left({_raw(field)}, {_SHOWN}))"
-
-
-def _path(field: Field) -> str:
-    return f'$."{field.name}"'
 
 
 def _name(field: Field) -> str:

@@ -97,8 +97,10 @@ def settings_text() -> str:
     types = "\n".join(f'[event_types.{kind}]\nreward = "{REWARDS[kind]:g}"\nmaturity_days = {days}\n' for kind, days in MATURITY_DAYS.items())
     return f"""# Settings for a simulated world; the landing folder is the one that this file lies in.
 
-landing = "."
 lake = "../lake"
+
+[landing]
+folder = "."
 
 [event_types.impression]
 step = true

@@ -13,7 +13,7 @@ with files as (
 quarantined as (
     select
         source_file,
-        count(*) as lines
+        count(*) as line_count
     from bronze_quarantine
     where arrival_day = $day
     group by source_file
@@ -22,7 +22,7 @@ quarantined as (
 interactions as (
     select
         source_file,
-        count(*) as lines
+        count(*) as line_count
     from silver_interactions
     where arrival_day = $day
     group by source_file
@@ -31,7 +31,7 @@ interactions as (
 repeats as (
     select
         source_file,
-        count(*) as lines
+        count(*) as line_count
     from silver_repeats
     where arrival_day = $day
     group by source_file
@@ -41,13 +41,13 @@ select
     files.source_file,
     files.lines,
     files.rows,
-    quarantined.lines as quarantined,
-    interactions.lines as interactions,
-    repeats.lines as repeats
+    quarantined.line_count as quarantined,
+    interactions.line_count as interactions,
+    repeats.line_count as repeats
 from files
 left join quarantined on files.source_file = quarantined.source_file
 left join interactions on files.source_file = interactions.source_file
 left join repeats on files.source_file = repeats.source_file
 where
-    files.lines != files.rows + coalesce(quarantined.lines, 0)
-    or (files.feed = 'events' and files.rows != coalesce(interactions.lines, 0) + coalesce(repeats.lines, 0))
+    files.lines != files.rows + coalesce(quarantined.line_count, 0)
+    or (files.feed = 'events' and files.rows != coalesce(interactions.line_count, 0) + coalesce(repeats.line_count, 0))

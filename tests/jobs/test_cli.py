@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "nightjar.toml"
-    path.write_text('landing = "landing"\nlake = "lake"\n')
+    path.write_text('lake = "lake"\n')
     monkeypatch.setenv(CONFIG_VARIABLE, str(path))
     return path
 

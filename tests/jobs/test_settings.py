@@ -28,16 +28,16 @@ def test_the_environment_wins_over_the_file(config: Path, monkeypatch: pytest.Mo
 def test_who_works_elsewhere_leaves_the_lake_of_the_environment_alone(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`make demo` of somebody whose shell names a real lake."""
     monkeypatch.setenv("NIGHTJAR_LAKE", "/real/lake")
-    monkeypatch.setenv("NIGHTJAR_LANDING", "/real/landing")
+    monkeypatch.setenv("NIGHTJAR_LANDING__FOLDER", "/real/landing")
     monkeypatch.setenv("NIGHTJAR_SCORE__TOP_N", "9")
     assert load_settings().lake == "/real/lake"
     environment = elsewhere(config)
     assert {name for name in environment if name.startswith("NIGHTJAR_")} >= {CONFIG_VARIABLE, "NIGHTJAR_SCORE__TOP_N"}
-    assert not {"NIGHTJAR_LAKE", "NIGHTJAR_LANDING"} & environment.keys()
+    assert not {"NIGHTJAR_LAKE", "NIGHTJAR_LANDING__FOLDER"} & environment.keys()
 
 
 def test_paths_are_relative_to_the_file(config: Path) -> None:
-    config.write_text('landing = "."\nlake = "/elsewhere"\n')
+    config.write_text('lake = "/elsewhere"\n[landing]\nfolder = "."\n')
     settings = load_settings()
     assert settings.landing_path == config.parent
     assert settings.lake_path == Path("/elsewhere")

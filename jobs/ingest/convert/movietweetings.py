@@ -14,8 +14,10 @@ _MOVIES = "film::title (year)::genre|genre"
 
 SETTINGS = """\
 # Film ratings. Only what people rated is known, not what they were shown.
-landing = "."
 lake = "../lake"
+
+[landing]
+folder = "."
 
 [event_types.rating]
 step = true

@@ -16,8 +16,10 @@ _FIRST_DAY, _LAST_DAY = date(2017, 11, 24), date(2017, 12, 3)
 SETTINGS = """\
 # A shop. Only what people did is known, not what they were shown, so every event is a step of its own: two carts in three
 # have no view in the log that they could answer.
-landing = "."
 lake = "../lake"
+
+[landing]
+folder = "."
 
 [event_types.view]
 step = true

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import random
 from collections import Counter
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -14,14 +15,16 @@ import pytest
 
 from jobs.contracts.days import DayRange
 from jobs.contracts.errors import EmptyLanding
-from jobs.contracts.landing import Reason
+from jobs.contracts.landing import FEEDS, Reason
 from jobs.ingest import bronze
+from jobs.ingest.typed import quickly_typed
 from jobs.lake import Lake
 from jobs.settings import Settings
 
 FIRST, SECOND, THIRD = date(2026, 1, 1), date(2026, 1, 2), date(2026, 1, 3)
 NOON = "2026-01-01T12:00:00Z"
 GOOD = {"user_id": "u", "item_id": "i", "event_type": "click", "event_time": NOON}
+NAMES = [field.name for field in FEEDS[0].fields]
 GOOD_COLUMNS = {name: [value] for name, value in GOOD.items()}
 
 
@@ -260,3 +263,49 @@ def test_nothing_has_arrived(lake: Lake, settings: Settings) -> None:
     with pytest.raises(EmptyLanding, match=rf"landing by {FIRST}\. It should hold .*landing/events/ds={FIRST}/ with JSON lines"):
         bronze.run(lake, settings, DayRange(FIRST, FIRST))
     assert not lake.root.exists()
+
+
+def test_a_log_that_calls_things_otherwise(settings: Settings, lake: Lake) -> None:
+    """Names of its own, nested ones among them, and its own event types; spelled numbers and wrong values are found there too."""
+    fields = {"user_id": "visitor.id", "item_id": "visitor.at.item id", "event_type": "what", "event_time": "ts", "value": "o'clock"}
+    theirs = settings.model_copy(update={"landing": settings.landing.model_copy(update={"fields": fields, "event_types": {"it's": "purchase"}})})
+    good = {"visitor": {"id": "u", "at": {"item id": "i"}}, "what": "it's", "ts": 1767268800, "o'clock": 2, "user_id": "not this one"}
+    lines = [json.dumps(line).encode() for line in (good, {**good, "what": "click"}, {**good, "what": "look"}, {**good, "visitor": 3}, GOOD)]
+    lines.append(lines[0].replace(b'"u"', b"1.50"))
+    land(settings.landing_path, f"events/ds={FIRST}/a.json", *lines)
+    flat = {"what": ["click"], "ts": pa.array([1767268800123], pa.timestamp("ms")), "o'clock": pa.array(["2.5"]).dictionary_encode()}
+    nested = pa.array([{"id": 7, "at": {"item id": "i"}}])
+    pq.write_table(pa.table({"visitor": nested, **flat}), settings.landing_path / f"events/ds={FIRST}/b.parquet")
+    bronze.run(lake, theirs, DayRange(FIRST, FIRST))
+    rows = sorted(lake.read("bronze.events").to_pylist(), key=lambda row: (row["source_file"], row["source_line"]))
+    assert [(row["source_line"], row["user_id"], row["item_id"], row["event_type"], row["value"]) for row in rows] == [
+        (1, "u", "i", "purchase", 2.0),
+        (2, "u", "i", "click", 2.0),
+        (6, "1.50", "i", "purchase", 2.0),
+        (1, "7", "i", "click", 2.5),
+    ]
+    assert plain(rows[3]["event_time"]) == datetime(2026, 1, 1, 12, 0, 0, 123_000)
+    kept = {row["source_line"]: (row["reason"], row["detail"]) for row in lake.read("bronze.quarantine").to_pylist()}
+    assert kept == {
+        3: ("unknown_event_type", "event_type: expected one of impression, click, purchase, got look"),
+        4: ("missing_field", "expected user_id, got none"),
+        5: ("missing_field", "expected user_id, got none"),
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_quick_way_types_as_the_careful_one(settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Every good and bad line, each alone in a field of another good line's, through both queries."""
+    lines = [line for line, *_ in (*GOOD_EVENTS, *BAD_EVENTS)]
+    values: list[Any] = ["x", "7", 7, 7.5, "7.5", "1e3", "", " ", "-0", 0, "0", True, None, [], ["a"], {}, {"a": 1}, "NaN", "_1", "1_0", "[", "{", "*", "a.b"]
+    chance = random.Random(seed)
+    lines += [event(**{name: chance.choice(values) for name in chance.sample(NAMES, 2)}) for _ in range(300)]
+    land(settings.landing_path, f"events/ds={FIRST}/a.json", *lines)
+    bronze.run(lake, settings, DayRange(FIRST, FIRST))
+    careful = Lake(lake.root.parent / "careful", lake.event_types)
+    monkeypatch.setattr(bronze, "quickly_typed", lambda feed, settings: f"select * replace (false as fine) from ({quickly_typed(feed, settings)})")
+    bronze.run(careful, settings, DayRange(FIRST, FIRST))
+    for table in ("bronze.events", "bronze.quarantine", "bronze.files"):
+        rows, others = (sorted(some.read(table).to_pylist(), key=lambda row: row.get("source_line", 0)) for some in (lake, careful))
+        assert repr(rows) == repr(others)
+    assert lake.read("bronze.events").num_rows > 100

@@ -155,7 +155,7 @@ def test_validity(lake: Lake, settings: Settings) -> None:
         bring(lake, "bronze.events", day, [])
     silver.run(lake, settings, DayRange(DAYS[0], DAYS[3]))
     found = sorted(lake.read("silver.items").to_pylist(), key=lambda row: (row["item_id"], row["valid_from"]))
-    assert [(row["item_id"], row["price"], row["attributes"] and dict(row["attributes"]), row["valid_from"], row["valid_to"]) for row in rows] == [
+    assert [(row["item_id"], row["price"], row["attributes"] and dict(row["attributes"]), row["valid_from"], row["valid_to"]) for row in found] == [
         ("x", 1.0, first, DAYS[0], DAYS[2]),
         ("x", 2.0, None, DAYS[2], DAYS[3]),
         ("x", 1.0, first, DAYS[3], None),

@@ -42,7 +42,8 @@ def stepped(event: str, user: str, item: str, **columns: Any) -> Row:
 
 
 def landed(source_file: str, **columns: Any) -> Row:
-    return {"source_file": source_file, "feed": "events", "bytes": 9, "sha256": "0", "quarantined": [], "rules": "r", "arrival_day": DAY, **columns}
+    base = {"source_file": source_file, "feed": "events", "bytes": 9, "sha256": "0", "requeued": 0, "quarantined": [], "rules": "r"}
+    return {**base, "arrival_day": DAY, **columns}
 
 
 def kept(source_file: str, line: int) -> Row:

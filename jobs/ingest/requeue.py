@@ -1,0 +1,96 @@
+"""Out of quarantine: lines that the reader can type by now are taken in, from what is kept of them; the landing files may be gone."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs.contracts.days import DayRange
+from jobs.contracts.landing import FEEDS, Feed, Reason
+from jobs.database import database
+from jobs.ingest.bronze import LEDGER, QUARANTINE, Account, Intake
+from jobs.lake import Lake
+from jobs.settings import Settings
+from sql import macros
+
+
+@dataclass(frozen=True)
+class Requeued:
+    """What became of the lines in quarantine of a day."""
+
+    day: date
+    tried: int
+    taken_in: int
+
+
+def requeue(lake: Lake, settings: Settings, days: DayRange, reasons: Collection[Reason]) -> list[Requeued]:
+    """Type again the lines of the days that lie in quarantine for one of the reasons, and return what came of each day that has some.
+
+    What can't be read to its end can't be read again. Raises NotReady when bronze does not hold the days.
+    """
+    lake.require(LEDGER, days)
+    again = sorted(str(reason) for reason in {*reasons} - {Reason.UNREADABLE_FILE})
+    answer = []
+    with database(settings.duckdb) as duck:
+        duck.execute(macros("typing"))
+        for day in days:
+            kept = lake.read(QUARANTINE, filter=pc.field("arrival_day") == day)
+            chosen = pc.is_in(kept["reason"], pa.array(again, pa.string()))
+            if pc.any(chosen).as_py():
+                taken_in = _take_in(duck, lake, settings, day, kept.filter(chosen), kept.filter(pc.invert(chosen)))
+                answer.append(Requeued(day, pc.sum(chosen).as_py(), taken_in))
+            _balance(lake, day)
+    return answer
+
+
+def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, settings: Settings, day: date, lines: pa.Table, others: pa.Table) -> int:
+    """Replace the day in every table but the ledger. Until the lines have left quarantine, the same can be done again."""
+    inputs = {QUARANTINE: lake.version(QUARANTINE)}
+    taken_in = 0
+    with tempfile.TemporaryDirectory(prefix="nightjar-") as folder:
+        still_bad = Path(folder, "quarantine.parquet")
+        with pq.ParquetWriter(still_bad, others.schema) as quarantine:
+            quarantine.write_table(others)
+            for feed in FEEDS:
+                accounts = {source_file: Account(source_file, feed.name, day, "") for source_file in set(lines["source_file"].to_pylist())}
+                rows = Intake(duck, feed, settings, quarantine, accounts).typed(lines.filter(pc.equal(lines["feed"], feed.name)))
+                if rows.num_rows:
+                    lake.replace(feed.table, [_others(duck, lake, feed, day, rows), rows], "bronze", [day], inputs)
+                    taken_in += rows.num_rows
+        lake.replace(QUARANTINE, pq.read_table(still_bad), "bronze", [day], inputs)
+    return taken_in
+
+
+def _balance(lake: Lake, day: date) -> None:
+    """Bring the day's ledger up to what the tables hold, if it isn't: a run that was killed may have left it behind, too."""
+    arrived = pc.field("arrival_day") == day
+    rows = Counter(name for feed in FEEDS for name in lake.read(feed.table, ["source_file"], arrived)["source_file"].to_pylist())
+    kept = lake.read(QUARANTINE, ["source_file", "reason"], arrived)
+    quarantined: dict[str, Counter[str]] = defaultdict(Counter)
+    for source_file, reason in zip(kept["source_file"].to_pylist(), kept["reason"].to_pylist(), strict=True):
+        quarantined[source_file][reason] += 1
+    before = lake.read(LEDGER, filter=arrived).to_pylist()
+    after = [
+        Account(name, row["feed"], day, row["rules"], (row["bytes"], row["sha256"]), rows[name], row["requeued"] + rows[name] - row["rows"], quarantined[name])
+        for row in before
+        for name in (row["source_file"],)
+    ]
+    ledger = pa.Table.from_pylist([account.row() for account in after], lake.schema(LEDGER))
+    if ledger.to_pylist() != before:
+        lake.replace(LEDGER, ledger, "bronze", [day], {QUARANTINE: lake.version(QUARANTINE)})
+
+
+def _others(duck: duckdb.DuckDBPyConnection, lake: Lake, feed: Feed, day: date, rows: pa.Table) -> pa.Table:
+    """What the feed's table holds of the day, without these rows: a run that was killed half way may have brought them."""
+    duck.register("held", lake.read(feed.table, filter=pc.field("arrival_day") == day))
+    duck.register("came", rows)
+    return duck.sql("from held where (source_file, source_line) not in (select (source_file, source_line) from came)").to_arrow_table()
