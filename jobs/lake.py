@@ -3,14 +3,19 @@
 What needs no JVM goes through deltalake and pyarrow; Spark frames go through Spark, whose packages are imported only then.
 Every write is one atomic commit that replaces whole days, and carries in its log entry which step made which days from
 which versions of which tables: that entry is what `commits` and `done` read.
+
+Nobody holds a lock. A write that another one has overtaken raises ConcurrentWrite and leaves nothing; `insist` then does the
+step again, from what is there by then. Runs of other days don't meet.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
@@ -19,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from deltalake import ColumnProperties, CommitProperties, DeltaTable, WriterProperties, write_deltalake
-from deltalake.exceptions import TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
-from jobs.contracts.errors import ContractBroken, LakeUnwritable, NotReady
+from jobs.contracts.errors import ConcurrentWrite, ContractBroken, LakeUnwritable, NotReady
 from jobs.contracts.features import declared
 from jobs.contracts.tables import TABLES, Column, Table
 
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
     import pyarrow.dataset as ds
     from pyspark.sql import DataFrame, SparkSession
 
+_ATTEMPTS = 5
 _RECORD = "userMetadata"  # the key under which Spark keeps a writer's note in the log; deltalake writes the same one
 _TABLE_PROPERTIES = {
     "delta.enableDeletionVectors": "false",  # readers without a JVM take files as they are
@@ -68,6 +74,7 @@ class Commit:
     days: frozenset[date]
     inputs: Mapping[str, int]
     revision: str
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ class Lake:
                 continue
             record = json.loads(entry[_RECORD])
             days = frozenset(date.fromisoformat(day) for day in record["days"])
-            commits.append(Commit(entry["version"], record["step"], days, record["inputs"], record["revision"]))
+            commits.append(Commit(entry["version"], record["step"], days, record["inputs"], record["revision"], record.get("fingerprint", "")))
         return sorted(commits, key=lambda commit: commit.version)
 
     def done(self, table: str) -> frozenset[date]:
@@ -160,25 +167,37 @@ class Lake:
         days: Collection[date],
         inputs: Mapping[str, int],
         partitions: Collection[date] | None = None,
+        seen: int | None = None,
+        fingerprint: str = "",
     ) -> None:
         """Replace days of a table in one commit, recorded as making `days`; `rows` may come table by table, and are written as they come.
 
         `partitions` are the days replaced where they are more, or others, than those that the run is for. A table without
-        partitions is replaced whole. The rows need every column of the contract and may have more.
+        partitions is replaced whole. The rows need every column of the contract and may have more. `seen` is the version of the
+        table itself that they were made from, if they were; `fingerprint` tells what they were made from that is no table.
+        Raises ConcurrentWrite when somebody else has replaced some of it since `seen`, or from newer inputs.
         """
         self.ensure(table)
+        self._refuse_overtaken(table, days, inputs)
         contract = _contract(table)
         schema = self.schema(table)
         stream = _Stream(schema, [rows] if isinstance(rows, pa.Table) else rows)
         try:
             write_deltalake(
-                self.path(table),
+                self._open(table, seen),
                 stream.reader(),
                 mode="overwrite",
                 predicate=_days_in(contract.partition_by, days if partitions is None else partitions) if contract.partition_by else None,
                 writer_properties=_WRITER,
-                commit_properties=CommitProperties(custom_metadata={_RECORD: _record(step, days, inputs)}),
+                commit_properties=CommitProperties(
+                    custom_metadata={_RECORD: _record(step, days, inputs, fingerprint)},
+                    # A commit that finds another one before it is tried after it, if they touch other days. A table that is
+                    # replaced whole has no other days, and where it was empty deltalake would take that for no conflict.
+                    max_commit_retries=None if contract.partition_by else 0,
+                ),
             )
+        except CommitFailedError as error:
+            raise self._overtaken(table, days) from error
         except Exception:
             if stream.failure:
                 raise stream.failure from None
@@ -198,13 +217,13 @@ class Lake:
         days: Collection[date],
         inputs: Mapping[str, int],
         partitions: Collection[date] | None = None,
+        seen: int | None = None,
     ) -> None:
-        """Replace days of a table by a Spark frame in one commit, recorded as making `days`.
+        """Replace days of a table by a Spark frame in one commit, recorded as making `days`; the rest is as in `replace`."""
+        from delta.exceptions import DeltaConcurrentModificationException
 
-        `partitions` are the days replaced where they are more, or others, than those that the run is for. A table without
-        partitions is replaced whole. The frame needs every column of the contract and may have more.
-        """
         self.ensure(table)
+        self._refuse_overtaken(table, days, inputs)
         contract = _contract(table)
         columns = self.columns(table)
         missing = [column.name for column in columns if column.name not in frame.columns]
@@ -218,7 +237,13 @@ class Lake:
         )
         if contract.partition_by:
             writer = writer.option("replaceWhere", _days_in(contract.partition_by, days if partitions is None else partitions))
-        writer.save(self.path(table))
+        try:
+            writer.save(self.path(table))
+        except DeltaConcurrentModificationException as error:
+            raise self._overtaken(table, days) from error
+        # Spark can't be told which version the rows were made from: whether it was the last one shows afterwards.
+        if seen is not None and self.version(table) != seen + 1:
+            raise self._overtaken(table, days)
 
     def require_writable(self, tables: Collection[str]) -> None:
         """Raise LakeUnwritable or, where one of these tables is there without a column of its contract, ContractBroken. Nothing is made."""
@@ -237,13 +262,27 @@ class Lake:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LakeUnwritable(f"The lake {self.root} can't be made: {error.strerror}. Set `lake` in nightjar.toml, or NIGHTJAR_LAKE.") from error
-        DeltaTable.create(
-            self.path(table),
-            self.schema(table),
-            mode="ignore",
-            partition_by=contract.partition_by,
-            description=contract.doc,
-            configuration={**_TABLE_PROPERTIES, "delta.dataSkippingStatsColumns": ",".join(self._skipped_by(table))},
+        try:
+            DeltaTable.create(
+                self.path(table),
+                self.schema(table),
+                mode="ignore",
+                partition_by=contract.partition_by,
+                description=contract.doc,
+                configuration={**_TABLE_PROPERTIES, "delta.dataSkippingStatsColumns": ",".join(self._skipped_by(table))},
+            )
+        except DeltaError:
+            if not self.exists(table):  # else somebody was faster
+                raise
+
+    def _refuse_overtaken(self, table: str, days: Collection[date], inputs: Mapping[str, int]) -> None:
+        for commit in self.commits(table):
+            if commit.days & {*days} and any(commit.inputs.get(name, -1) > version for name, version in inputs.items()):
+                raise self._overtaken(table, days)
+
+    def _overtaken(self, table: str, days: Collection[date]) -> ConcurrentWrite:
+        return ConcurrentWrite(
+            f"Another run has changed {table} in {self.root} for {_listed(days)} meanwhile. Nothing of this one is in it: run the step again."
         )
 
     def _open(self, table: str, version: int | None) -> DeltaTable:
@@ -297,9 +336,29 @@ def _days_in(column: str, days: Collection[date]) -> str:
     return f"{column} IN ({quoted})" if days else "false"
 
 
-def _record(step: str, days: Collection[date], inputs: Mapping[str, int]) -> str:
+def _listed(days: Collection[date]) -> str:
+    first, *others = sorted(map(str, days)) or ["no day"]
+    return f"{first} to {others[-1]}" if others else first
+
+
+def _record(step: str, days: Collection[date], inputs: Mapping[str, int], fingerprint: str = "") -> str:
     record: dict[str, Any] = {"step": step, "days": [str(day) for day in sorted(days)], "inputs": dict(inputs), "revision": revision()}
+    if fingerprint:
+        record["fingerprint"] = fingerprint
     return json.dumps(record, sort_keys=True)
+
+
+def insist(work: Callable[[], None]) -> None:
+    """Do `work`, and do it again when another run has overtaken it: several times, then ConcurrentWrite is raised."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            work()
+        except ConcurrentWrite:
+            if attempt == _ATTEMPTS:
+                raise
+            time.sleep(random.uniform(0, attempt))  # so that two runs which met do not meet again
+        else:
+            return
 
 
 @cache

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from jobs.contracts.days import parse_day
 from jobs.contracts.errors import BadRequest, exit_status
-from jobs.lake import Lake
+from jobs.lake import Lake, insist
 from jobs.settings import load_settings
 from jobs.steps import find_step
 
@@ -37,7 +38,7 @@ def run(
         raise BadRequest(f"--policy is for `{RECOMMEND}` alone; a step takes the policy that the lake names.")
     for name in steps:
         lake.require_writable(find_step(name).writes)
-        importlib.import_module(find_step(name).module).run(lake, settings, wanted)
+        insist(partial(importlib.import_module(find_step(name).module).run, lake, settings, wanted))
 
 
 if __name__ == "__main__":

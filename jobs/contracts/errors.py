@@ -88,6 +88,10 @@ class LakeUnwritable(NightjarError):
     """A lake that can't be written to."""
 
 
+class ConcurrentWrite(NightjarError):
+    """Another run has changed what this one was about to replace. To do the step again, from what is there now, is harmless."""
+
+
 class AuditFailed(NightjarError):
     """Rows that break a check; nothing is published."""
 

@@ -21,10 +21,11 @@ from jobs.contracts.days import DayRange
 from jobs.contracts.landing import FEEDS, Feed, Reason
 from jobs.database import database
 from jobs.ingest.landing import LandingFile, landing_files
-from jobs.ingest.lines import NOT_OPENED, Damage, LineReader, fingerprint
+from jobs.ingest.lines import NOT_OPENED, Damage, LineReader, fingerprint, stamp
 from jobs.ingest.typed import quickly_typed, typed
 from jobs.lake import Lake
 from jobs.settings import Settings
+from jobs.steps import find_step
 from sql import macros
 
 QUARANTINE, LEDGER = "bronze.quarantine", "bronze.files"
@@ -53,7 +54,7 @@ def _rules(settings: Settings) -> str:
 
 def _unknown_days(lake: Lake, files: Sequence[LandingFile], days: DayRange, rules: str) -> list[date]:
     """The days whose files, sizes, checksums and rules are not all those of the ledger."""
-    known: dict[date, set[tuple[str, int, str, str]]] = {day: set() for day in lake.done(LEDGER) if day in days}
+    known: dict[date, set[tuple[str, int, str, str]]] = {day: set() for day in _whole_days(lake) if day in days}
     if not known:
         return list(days)
     columns = ["source_file", "bytes", "sha256", "rules", "arrival_day"]
@@ -64,6 +65,15 @@ def _unknown_days(lake: Lake, files: Sequence[LandingFile], days: DayRange, rule
         if file.arrival_day in known:
             there[file.arrival_day].add((file.source_file, *fingerprint(file), rules))
     return [day for day in days if known.get(day) != there[day]]
+
+
+def _whole_days(lake: Lake) -> set[date]:
+    """The days that one run has made in every table. Where two have met, it can be some tables of the one and some of the other."""
+    made = []
+    for table in find_step("bronze").writes:
+        last = {day: commit.fingerprint for commit in lake.commits(table) for day in commit.days}
+        made.append(set(last.items()))
+    return {day for day, _ in set.intersection(*made)}
 
 
 def _portions(days: Sequence[date], files: Sequence[LandingFile]) -> Iterator[list[date]]:
@@ -83,18 +93,24 @@ def _portions(days: Sequence[date], files: Sequence[LandingFile]) -> Iterator[li
 
 def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, settings: Settings, days: Collection[date], files: Sequence[LandingFile]) -> None:
     """Replace the days in every table. The ledger comes last: a day that it knows is whole in the others."""
-    schema = lake.schema(QUARANTINE)
+    schema, mark = lake.schema(QUARANTINE), _mark(settings, files)
     with tempfile.TemporaryDirectory(prefix="nightjar-") as folder:
         bad_lines = Path(folder, "quarantine.parquet")
         accounts = {file.source_file: Account(file.source_file, file.feed, file.arrival_day, _rules(settings)) for file in files}
         with pq.ParquetWriter(bad_lines, schema) as quarantine:
             for feed in FEEDS:
                 intake = Intake(duck, feed, settings, quarantine, accounts)
-                lake.replace(feed.table, intake.rows([file for file in files if file.feed == feed.name]), "bronze", days, {})
+                lake.replace(feed.table, intake.rows([file for file in files if file.feed == feed.name]), "bronze", days, {}, fingerprint=mark)
         with pq.ParquetFile(bad_lines) as quarantined:
-            lake.replace(QUARANTINE, (pa.Table.from_batches([batch], schema) for batch in quarantined.iter_batches()), "bronze", days, {})
+            lake.replace(QUARANTINE, (pa.Table.from_batches([batch], schema) for batch in quarantined.iter_batches()), "bronze", days, {}, fingerprint=mark)
     ledger = pa.Table.from_pylist([account.row() for account in accounts.values()], lake.schema(LEDGER))
-    lake.replace(LEDGER, [ledger], "bronze", days, {})
+    lake.replace(LEDGER, [ledger], "bronze", days, {}, fingerprint=mark)
+
+
+def _mark(settings: Settings, files: Sequence[LandingFile]) -> str:
+    """What tells runs of other files, or of other contents, apart."""
+    stamps = [(file.source_file, *stamp(file.path)) for file in files]
+    return hashlib.sha256(json.dumps([_rules(settings), stamps]).encode()).hexdigest()[:16]
 
 
 @dataclass

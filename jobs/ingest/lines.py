@@ -65,7 +65,7 @@ class LineReader:
 
         Raises Damage after what can be read, LandingChanged when the file is no longer what it was when the reading began.
         """
-        before = _stamp(self.file.path)
+        before = stamp(self.file.path)
         try:
             if self.file.path.suffix == ".parquet":
                 yield from self._parquet_rows()
@@ -78,7 +78,7 @@ class LineReader:
         self._refuse_unless(before)
 
     def _refuse_unless(self, before: tuple[int, int]) -> None:
-        if _stamp(self.file.path) != before:
+        if stamp(self.file.path) != before:
             raise LandingChanged(f"{self.file.path} changed while it was read. Run the step again once it is complete.")
 
     def _unpacked(self) -> Iterator[bytes]:
@@ -175,6 +175,7 @@ def _split(block: bytes) -> pa.Array:
     return pa.Array.from_buffers(pa.binary(), len(bounds) - 1, [None, pa.py_buffer(bounds.tobytes()), pa.py_buffer(block)])
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def stamp(path: Path) -> tuple[int, int]:
+    """Size and time of change: what tells that a file is no longer what it was."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns

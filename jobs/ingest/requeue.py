@@ -54,7 +54,7 @@ def requeue(lake: Lake, settings: Settings, days: DayRange, reasons: Collection[
 
 def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, settings: Settings, day: date, lines: pa.Table, others: pa.Table) -> int:
     """Replace the day in every table but the ledger. Until the lines have left quarantine, the same can be done again."""
-    inputs = {QUARANTINE: lake.version(QUARANTINE)}
+    inputs, mark = {QUARANTINE: lake.version(QUARANTINE)}, _mark(lake, day)
     taken_in = 0
     with tempfile.TemporaryDirectory(prefix="nightjar-") as folder:
         still_bad = Path(folder, "quarantine.parquet")
@@ -64,9 +64,9 @@ def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, settings: Settings, da
                 accounts = {source_file: Account(source_file, feed.name, day, "") for source_file in set(lines["source_file"].to_pylist())}
                 rows = Intake(duck, feed, settings, quarantine, accounts).typed(lines.filter(pc.equal(lines["feed"], feed.name)))
                 if rows.num_rows:
-                    lake.replace(feed.table, [_others(duck, lake, feed, day, rows), rows], "bronze", [day], inputs)
+                    lake.replace(feed.table, [_others(duck, lake, feed, day, rows), rows], "bronze", [day], inputs, fingerprint=mark)
                     taken_in += rows.num_rows
-        lake.replace(QUARANTINE, pq.read_table(still_bad), "bronze", [day], inputs)
+        lake.replace(QUARANTINE, pq.read_table(still_bad), "bronze", [day], inputs, fingerprint=mark)
     return taken_in
 
 
@@ -86,7 +86,12 @@ def _balance(lake: Lake, day: date) -> None:
     ]
     ledger = pa.Table.from_pylist([account.row() for account in after], lake.schema(LEDGER))
     if ledger.to_pylist() != before:
-        lake.replace(LEDGER, ledger, "bronze", [day], {QUARANTINE: lake.version(QUARANTINE)})
+        lake.replace(LEDGER, ledger, "bronze", [day], {QUARANTINE: lake.version(QUARANTINE)}, fingerprint=_mark(lake, day))
+
+
+def _mark(lake: Lake, day: date) -> str:
+    """That of the run which read the day's files: what is taken in now is theirs."""
+    return next(commit.fingerprint for commit in reversed(lake.commits(LEDGER)) if day in commit.days)
 
 
 def _others(duck: duckdb.DuckDBPyConnection, lake: Lake, feed: Feed, day: date, rows: pa.Table) -> pa.Table:

@@ -39,10 +39,12 @@ def run(lake: Lake, settings: Settings, days: DayRange) -> None:
             _take_in(duck, lake, some_days, _only(inputs, _EVENTS))
         for name, key in (("items", "item_id"), ("users", "user_id")):
             source, target = f"bronze.{name}", f"silver.{name}"
+            lake.ensure(target)
+            seen = lake.version(target)
             duck.register("said", lake.dataset(source, inputs[source]))
             held = [column for column in lake.columns(target) if column.name not in (key, "valid_from", "valid_to")]
             intervals = duck.sql(validity(key, held, lake.done(target) | {*days})).to_arrow_table()
-            lake.replace(target, intervals, step.name, list(days), _only(inputs, source))
+            lake.replace(target, intervals, step.name, list(days), _only(inputs, source), seen=seen)
 
 
 def _portions(duck: duckdb.DuckDBPyConnection, days: DayRange) -> Iterator[list[date]]:
@@ -60,9 +62,11 @@ def _portions(duck: duckdb.DuckDBPyConnection, days: DayRange) -> Iterator[list[
 
 def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, days: Sequence[date], inputs: Mapping[str, int]) -> None:
     """Replace what the arrival days brought, and every other row whose event id they bring, or brought when they were last read."""
+    seen = {}
     for table, name in ((_INTERACTIONS, "held"), (_REPEATS, "held_repeats")):
         lake.ensure(table)
-        duck.register(name, lake.dataset(table))
+        seen[table] = lake.version(table)
+        duck.register(name, lake.dataset(table, seen[table]))
     scope = lake.done(_INTERACTIONS) | {*days}
     if scope == {*days}:
         affected = "true"
@@ -77,14 +81,14 @@ def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, days: Sequence[date], 
     # The repeats come first. Were they older than the interactions, and this run killed in between, the next one would find
     # no trace of an id whose first arrival was withdrawn.
     repeats = f"from repeats union all by name from held_repeats where {_one_of('arrival_day', arrival_days)} and not {affected}"
-    lake.replace(_REPEATS, duck.sql(repeats).to_arrow_table(), "silver", days, inputs, partitions=arrival_days)
+    lake.replace(_REPEATS, duck.sql(repeats).to_arrow_table(), "silver", days, inputs, arrival_days, seen[_REPEATS])
     interactions = f"""
         select *, event_day as day from taken
         where (source_file, source_line) not in (select (source_file, source_line) from repeats)
         union all by name
         select *, day as event_day from held where {_one_of("day", event_days)} and not {affected}
     """
-    lake.replace(_INTERACTIONS, tables_of(duck.sql(interactions)), "silver", days, inputs, partitions=event_days)
+    lake.replace(_INTERACTIONS, tables_of(duck.sql(interactions)), "silver", days, inputs, event_days, seen[_INTERACTIONS])
 
 
 def _find_taken(duck: duckdb.DuckDBPyConnection, days: Collection[date], scope: Collection[date]) -> None:

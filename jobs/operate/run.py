@@ -10,13 +10,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from jobs.contracts.days import DayRange
 from jobs.contracts.errors import BadDay, ProcessFailed
-from jobs.lake import Lake
+from jobs.lake import Lake, insist
 from jobs.settings import Settings
 from jobs.spark import require_engine, start_session
 from jobs.steps import find_step
@@ -50,7 +51,7 @@ def run_steps(names: Sequence[str], days: DayRange, settings: Settings) -> None:
                 with _timed(f"{step.name} {days}"):
                     lake.require_writable(step.writes)
                     run = importlib.import_module(step.module).run
-                    run(spark, lake, settings, days) if spark else run(lake, settings, days)
+                    insist(partial(run, spark, lake, settings, days) if spark else partial(run, lake, settings, days))
 
 
 def run_models(*arguments: Sequence[str] | str) -> None:

@@ -24,6 +24,8 @@ def run(lake: Lake, settings: Settings, days: DayRange) -> None:  # noqa: ARG001
     """
     day = days.last
     version = audited_version(lake, day)
+    lake.ensure(SERVED)
+    seen = lake.version(SERVED)
     served = served_day(lake)
     if served is not None and served > day:
         raise OlderThanServed(
@@ -32,7 +34,7 @@ def run(lake: Lake, settings: Settings, days: DayRange) -> None:  # noqa: ARG001
         )
     # Sorted by user: whoever looks one user up reads one part of one file.
     lists = lake.read(STAGED, filter=pc.field("day") == day, version=version).sort_by([("user_id", "ascending"), ("rank", "ascending")])
-    lake.replace(SERVED, lists, "publish", [day], {**lake.versions(find_step("publish").reads), STAGED: version})
+    lake.replace(SERVED, lists, "publish", [day], {**lake.versions(find_step("publish").reads), STAGED: version}, seen=seen)
 
 
 def audited_version(lake: Lake, day: date) -> int:

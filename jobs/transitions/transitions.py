@@ -40,6 +40,9 @@ def run(spark: SparkSession, lake: Lake, settings: Settings, days: DayRange) -> 
     inputs = lake.versions(step.reads)
     silver = lake.frame(spark, SILVER, inputs[SILVER])
     reach = reach_days(settings)
+    for table in step.writes:
+        lake.ensure(table)
+    versions = lake.versions(step.writes)
     newest = touched(days, reach, arrivals(silver, days))
     as_of = as_of_days(newest, known(lake, newest))
     seen = visible(spark, silver, looks(as_of, reach, days.last), settings)
@@ -50,7 +53,7 @@ def run(spark: SparkSession, lake: Lake, settings: Settings, days: DayRange) -> 
             ("gold.unattributed", unattributed(events, reach)),
             ("gold.transitions", transitions(events, settings)),
         ):
-            lake.replace_frame(table, frame, step.name, [*days], inputs, partitions=[*as_of])
+            lake.replace_frame(table, frame, step.name, [*days], inputs, [*as_of], versions[table])
     finally:
         events.unpersist()
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pytest
 
-from jobs.contracts.errors import ContractBroken, LakeUnwritable, NotReady
-from jobs.lake import Lake
+from jobs.contracts.errors import ConcurrentWrite, ContractBroken, LakeUnwritable, NotReady
+from jobs.lake import Lake, insist
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -95,3 +96,80 @@ def message_without_privileges(lake: Lake) -> str:
     os.waitpid(child, 0)
     with os.fdopen(source) as stream:
         return stream.read()
+
+
+@pytest.mark.parametrize("table", ["gold.unattributed", "serving.recommendations"])
+def test_what_another_run_has_replaced_meanwhile_is_not_overwritten(lake: Lake, table: str) -> None:
+    """From an empty table and from one with rows: the second writer, whose rows were made from the version before, is turned away."""
+    for before in range(2):
+        lake.ensure(table)
+        seen = lake.version(table)
+        rows = blank(lake, table, FIRST)
+        lake.replace(table, rows, "first", [FIRST], {})
+        with pytest.raises(ConcurrentWrite, match=rf"{table} in .* for 2026-01-01 meanwhile"):
+            lake.replace(table, pa.concat_tables([rows, rows]), "second", [FIRST], {}, seen=seen)
+        assert lake.read(table).num_rows == 1
+        assert [commit.step for commit in lake.commits(table)] == ["first"] * (before + 1)
+
+
+def test_runs_of_neighbouring_days_do_not_meet(lake: Lake) -> None:
+    lake.ensure("gold.unattributed")
+    seen = lake.version("gold.unattributed")
+    for day in (FIRST, SECOND):
+        lake.replace("gold.unattributed", blank(lake, "gold.unattributed", day), "step", [day], {}, seen=seen)
+    assert sorted(lake.read("gold.unattributed")["day"].to_pylist()) == [FIRST, SECOND]
+
+
+def test_older_inputs_do_not_replace_newer_ones(spark: SparkSession, lake: Lake) -> None:
+    table = "gold.unattributed"
+    lake.replace(table, blank(lake, table, FIRST), "step", [FIRST], {"silver.interactions": 5})
+    with pytest.raises(ConcurrentWrite):
+        lake.replace(table, blank(lake, table, FIRST), "step", [FIRST], {"silver.interactions": 4})
+    with pytest.raises(ConcurrentWrite):
+        lake.replace_frame(table, lake.frame(spark, table), "step", [FIRST], {"silver.interactions": 4})
+    lake.replace(table, blank(lake, table, SECOND), "step", [SECOND], {"silver.interactions": 4})
+    lake.replace(table, blank(lake, table, FIRST), "step", [FIRST], {"silver.interactions": 5})
+
+
+def test_a_spark_step_that_was_overtaken_says_so(spark: SparkSession, lake: Lake) -> None:
+    table = "gold.unattributed"
+    lake.replace(table, blank(lake, table, FIRST), "step", [FIRST], {})
+    seen = lake.version(table)
+    lake.replace(table, blank(lake, table, FIRST), "other", [FIRST], {})
+    with pytest.raises(ConcurrentWrite):
+        lake.replace_frame(table, lake.frame(spark, table), "step", [FIRST], {}, seen=seen)
+
+
+def test_insisting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    tries: list[int] = []
+
+    def work() -> None:
+        tries.append(len(tries))
+        if len(tries) < 3:
+            raise ConcurrentWrite("met")
+
+    insist(work)
+    assert len(tries) == 3
+    with pytest.raises(ConcurrentWrite):
+        insist(never)
+
+
+def never() -> None:
+    raise ConcurrentWrite("met")
+
+
+def test_what_goes_wrong_while_rows_are_made_is_told_as_it_is(lake: Lake) -> None:
+    def rows() -> Iterator[pa.Table]:
+        yield blank(lake, "gold.unattributed", FIRST)
+        raise NotReady("no more")
+
+    with pytest.raises(NotReady, match="no more"):
+        lake.replace("gold.unattributed", rows(), "step", [FIRST], {})
+    assert lake.read("gold.unattributed").num_rows == 0
+
+
+def blank(lake: Lake, table: str, day: date) -> pa.Table:
+    """One row of a table, of the day, with the smallest value in every other column."""
+    smallest: dict[str, Any] = {"string": "", "double": 0.0, "bigint": 0, "int": 0, "date": day}
+    return pa.table({column.name: [smallest[column.type]] for column in lake.columns(table)}, lake.schema(table))

@@ -296,7 +296,7 @@ def test_a_log_that_calls_things_otherwise(settings: Settings, lake: Lake) -> No
 @pytest.mark.parametrize("seed", range(3))
 def test_the_quick_way_types_as_the_careful_one(settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Every good and bad line, each alone in a field of another good line's, through both queries."""
-    lines = [line for line, *_ in (*GOOD_EVENTS, *BAD_EVENTS)]
+    lines: list[bytes] = [line for line, *_ in GOOD_EVENTS] + [line for line, _ in BAD_EVENTS]
     values: list[Any] = ["x", "7", 7, 7.5, "7.5", "1e3", "", " ", "-0", 0, "0", True, None, [], ["a"], {}, {"a": 1}, "NaN", "_1", "1_0", "[", "{", "*", "a.b"]
     chance = random.Random(seed)
     lines += [event(**{name: chance.choice(values) for name in chance.sample(NAMES, 2)}) for _ in range(300)]
