@@ -29,6 +29,7 @@ from jobs.steps import find_step
 from sql import macros
 
 QUARANTINE, LEDGER = "bronze.quarantine", "bronze.files"
+_PLACE = ("source_file", "source_line", "arrival_day")
 _BATCH_BYTES = 1 << 24
 _COMMIT_BYTES = 1 << 29  # of landing files: while a commit is written, a file of each of its days is open
 
@@ -185,6 +186,8 @@ class Intake:
         self.duck.register("lines", lines)
         quick = self.duck.sql(quickly_typed(self.feed, self.settings)).to_arrow_table()
         fine, rows = quick["fine"], quick.drop_columns("fine")
+        for name in _PLACE:
+            rows = rows.append_column(name, lines[name])
         if not pc.all(fine).as_py():
             self.duck.register("lines", lines.filter(pc.invert(fine)))
             careful = self.duck.sql(typed(self.feed, self.settings)).to_arrow_table()
@@ -212,7 +215,7 @@ class Intake:
         constant = {"feed": self.feed.name, "reason": reason, "detail": detail}
         columns = {name: pa.repeat(value, lines.num_rows) if isinstance(value, str) else value for name, value in constant.items()}
         columns["line"] = pa.array([line.rstrip(b"\r\n") for line in lines["line"].cast(pa.binary()).to_pylist()], pa.binary())
-        columns |= {name: lines[name] for name in ("source_file", "source_line", "arrival_day")}
+        columns |= {name: lines[name] for name in _PLACE}
         rows = pa.table(columns).select(self.quarantine.schema.names).cast(self.quarantine.schema)
         self.quarantine.write_table(rows)
         for row, count in Counter(zip(rows["source_file"].to_pylist(), rows["reason"].to_pylist(), strict=True)).items():
