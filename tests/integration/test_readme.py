@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.settings import CONFIG_VARIABLE, load_settings
+
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -31,6 +33,12 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
     reader = subprocess.run([sys.executable, "-c", "\n".join(blocks("python"))], capture_output=True, text=True, cwd=tmp_path)
     assert reader.returncode == 0, reader.stderr[-3000:]
     assert reader.stdout.count("*") == 3
+
+
+def test_the_settings_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nightjar.toml").write_text("\n".join(blocks("toml")))
+    monkeypatch.setenv(CONFIG_VARIABLE, str(tmp_path / "nightjar.toml"))
+    assert load_settings().landing.event_types == {"view": "impression"}
 
 
 TARGETS = sorted(set(re.findall(r"(?:^|`)make ([a-z-]+)", README + (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)))
