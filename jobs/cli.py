@@ -114,7 +114,7 @@ def value(
 
 @app.command()
 def convert(
-    format: Annotated[str, typer.Argument(help="movietweetings or taobao")],
+    format: Annotated[str, typer.Argument(help="movielens, movietweetings, retailrocket, taobao or yoochoose")],
     source: Annotated[Path, typer.Argument(help="folder with the files as published")],
     landing: Annotated[Path, typer.Argument(help="folder to write; its nightjar.toml is written too")],
 ) -> None:

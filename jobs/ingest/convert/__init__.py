@@ -7,12 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jobs.contracts.errors import LandingUnwritable, UnknownFormat
-from jobs.ingest.convert import movietweetings, taobao
+from jobs.ingest.convert import movielens, movietweetings, retailrocket, taobao, yoochoose
 from jobs.ingest.convert.writer import LandingWriter
 
 _FORMATS: dict[str, tuple[Callable[[Path, LandingWriter], None], str]] = {
+    "movielens": (movielens.write, movielens.SETTINGS),
     "movietweetings": (movietweetings.write, movietweetings.SETTINGS),
+    "retailrocket": (retailrocket.write, retailrocket.SETTINGS),
     "taobao": (taobao.write, taobao.SETTINGS),
+    "yoochoose": (yoochoose.write, yoochoose.SETTINGS),
 }
 
 

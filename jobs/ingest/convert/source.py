@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
@@ -19,17 +20,36 @@ def find_file(source: Path, pattern: str, holds: str) -> Path:
     return found[0]
 
 
-def read_rows(path: Path, separator: str, columns: int, holds: str) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of each line. Raises BadSource for a line with another number of fields, or one that is not UTF-8."""
+def read_rows(path: Path, separator: str, columns: int, holds: str, fallback: str | None = None) -> Iterator[tuple[int, list[str]]]:
+    """Line number and fields of each line, in UTF-8, or else in the encoding `fallback`.
+
+    Raises BadSource for a line with another number of fields, or one that is not UTF-8 where there is no fallback.
+    """
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             try:
                 fields = line.decode().rstrip("\r\n").split(separator)
             except UnicodeDecodeError:
-                bad_line(path, number, repr(line), holds)
+                if fallback is None:
+                    bad_line(path, number, repr(line), holds)
+                fields = line.decode(fallback).rstrip("\r\n").split(separator)
             if len(fields) != columns:
                 bad_line(path, number, separator.join(fields), holds)
             yield number, fields
+
+
+def read_csv(path: Path, columns: int, holds: str) -> Iterator[tuple[int, list[str]]]:
+    """Line number and fields of each row after the header, quoted as CSV is. Raises BadSource as `read_rows` does."""
+    with path.open(encoding="utf-8", errors="backslashreplace", newline="") as stream:
+        rows = csv.reader(stream, strict=True)
+        try:
+            for fields in rows:
+                if len(fields) != columns:
+                    bad_line(path, rows.line_num, ",".join(fields), holds)
+                if rows.line_num > 1:
+                    yield rows.line_num, fields
+        except csv.Error as error:
+            bad_line(path, rows.line_num, str(error), holds)
 
 
 def bad_line(path: Path, number: int, line: str, holds: str) -> NoReturn:

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import tempfile
-from contextlib import ExitStack
 from datetime import date
 from io import TextIOWrapper
 from pathlib import Path
@@ -17,14 +16,15 @@ from typing import Any, Self
 from jobs.contracts.errors import LandingUnwritable
 from jobs.contracts.landing import feed_folder
 
+_MOST_OPEN = 200
+
 
 class LandingWriter:
     """Takes lines in any order of days; the folder `landing` appears when the `with` block ends without an error."""
 
     def __init__(self, landing: Path) -> None:
         self._landing = landing.absolute()
-        self._open: dict[tuple[str, date], TextIOWrapper] = {}
-        self._files = ExitStack()
+        self._open: dict[tuple[str, date], TextIOWrapper] = {}  # the one that waits longest for a line first
 
     def __enter__(self) -> Self:
         try:
@@ -36,11 +36,14 @@ class LandingWriter:
 
     def write(self, feed: str, day: date, line: dict[str, Any]) -> None:
         """Add a line to what the feed brings on the day."""
-        stream = self._open.get((feed, day))
+        stream = self._open.pop((feed, day), None)
         if stream is None:
+            if len(self._open) == _MOST_OPEN:
+                self._open.pop(next(iter(self._open))).close()
             folder = self._draft / feed_folder(feed, day)
-            folder.mkdir(parents=True)
-            stream = self._open[feed, day] = self._files.enter_context(_gzip_text(folder / "part-0.json.gz"))
+            folder.mkdir(parents=True, exist_ok=True)
+            stream = _gzip_text(folder / "part-0.json.gz")
+        self._open[feed, day] = stream
         stream.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
 
     def settings(self, text: str) -> None:
@@ -48,7 +51,8 @@ class LandingWriter:
         (self._draft / "nightjar.toml").write_text(text)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._files.close()
+        for stream in self._open.values():
+            stream.close()
         if kind is None:
             self._draft.chmod(0o755)
             os.replace(self._draft, self._landing)
@@ -57,5 +61,5 @@ class LandingWriter:
 
 
 def _gzip_text(path: Path) -> TextIOWrapper:
-    # No name and no time in the header: same lines, same bytes.
-    return TextIOWrapper(gzip.GzipFile(filename="", fileobj=path.open("wb"), mode="wb", compresslevel=6, mtime=0), encoding="utf-8")
+    # No name and no time in the header: same lines, same bytes. What is opened again gets another member.
+    return TextIOWrapper(gzip.GzipFile(filename="", fileobj=path.open("ab"), mode="ab", compresslevel=6, mtime=0), encoding="utf-8")

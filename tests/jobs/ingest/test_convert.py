@@ -89,10 +89,97 @@ def test_taobao(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert load_settings().step_types == ("view", "cart", "favourite", "purchase")
 
 
+MOVIELENS: dict[str, dict[str, bytes]] = {
+    "latest": {
+        "ratings.csv": b"userId,movieId,rating,timestamp\r\n1,10,4.0,86400\r\n2,11,0.5,86399\r\n",
+        "movies.csv": 'movieId,title,genres\n10,"Amélie, or so (2001)",Comedy|Romance\n11,Nothing,(no genres listed)\n12,Unrated (1999),Drama\n'.encode(),
+    },
+    "1m": {
+        "ratings.dat": b"1::10::4::86400\n2::11::0.5::86399\n",
+        "movies.dat": b"10::Am\xe9lie, or so (2001)::Comedy|Romance\n11::Nothing::\n12::Unrated (1999)::Drama\n",
+    },
+    "100k": {
+        "u.data": b"1\t10\t4\t86400\n2\t11\t0.5\t86399\n",
+        "u.item": b"10|Am\xe9lie, or so (2001)|01-Jan-2001||http://x|" + b"|".join(b"1" if flag in (5, 14) else b"0" for flag in range(19)) + b"\n"
+        b"11|Nothing||||" + b"|".join([b"0"] * 19) + b"\n",
+    },
+}
+
+
+@pytest.mark.parametrize("form", MOVIELENS)
+def test_movielens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    (tmp_path / "source").mkdir()
+    for name, body in MOVIELENS[form].items():
+        (tmp_path / "source" / name).write_bytes(body)
+    landing = tmp_path / "landing"
+    convert("movielens", tmp_path / "source", landing)
+    assert lines(landing, "events") == {
+        "1970-01-01": [{"user_id": "2", "item_id": "11", "event_type": "rating", "event_time": 86399, "value": 0.5}],
+        "1970-01-02": [{"user_id": "1", "item_id": "10", "event_type": "rating", "event_time": 86400, "value": 4.0}],
+    }
+    amelie = {"item_id": "10", "title": "Amélie, or so (2001)", "category": ["Comedy", "Romance"], "attributes": {"year": "2001"}}
+    assert lines(landing, "items") == {"1970-01-01": [{"item_id": "11", "title": "Nothing"}], "1970-01-02": [amelie]}
+    monkeypatch.setenv(CONFIG_VARIABLE, str(landing / "nightjar.toml"))
+    assert load_settings().step_types == ("rating",)
+
+
+def test_retailrocket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "source").mkdir()
+    rows = "86399999,1,view,10,\n86400000,1,addtocart,10,\n86400001,1,transaction,10,77\n"
+    (tmp_path / "source" / "events.csv").write_text("timestamp,visitorid,event,itemid,transactionid\n" + rows)
+    landing = tmp_path / "landing"
+    convert("retailrocket", tmp_path / "source", landing)
+    event = {"user_id": "1", "item_id": "10"}
+    assert lines(landing, "events") == {
+        "1970-01-01": [{**event, "event_type": "view", "event_time": 86399999}],
+        "1970-01-02": [
+            {**event, "event_type": "cart", "event_time": 86400000},
+            {**event, "event_type": "purchase", "event_time": 86400001, "context": {"transaction": "77"}},
+        ],
+    }
+    monkeypatch.setenv(CONFIG_VARIABLE, str(landing / "nightjar.toml"))
+    assert load_settings().step_types == ("view",)
+
+
+def test_yoochoose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "yoochoose-clicks.dat").write_text("1,2014-04-07T23:59:59.277Z,9,0\n1,2014-04-08T00:00:00.000Z,8,S\n")
+    (tmp_path / "source" / "yoochoose-buys.dat").write_text("1,2014-04-08T00:01:00.000Z,8,12462,2\n")
+    landing = tmp_path / "landing"
+    convert("yoochoose", tmp_path / "source", landing)
+    event = {"user_id": "1", "session_id": "1"}
+    bought = {"event_type": "purchase", "value": 12462.0, "context": {"quantity": "2"}}
+    assert lines(landing, "events") == {
+        "2014-04-07": [{**event, "item_id": "9", "event_time": "2014-04-07T23:59:59.277Z", "event_type": "click", "context": {"category": "0"}}],
+        "2014-04-08": [
+            {**event, "item_id": "8", "event_time": "2014-04-08T00:00:00.000Z", "event_type": "click", "context": {"category": "S"}},
+            {**event, "item_id": "8", "event_time": "2014-04-08T00:01:00.000Z", **bought},
+        ],
+    }
+    monkeypatch.setenv(CONFIG_VARIABLE, str(landing / "nightjar.toml"))
+    assert load_settings().step_types == ("click",)
+
+
+def test_more_days_than_files_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.ingest.convert.writer._MOST_OPEN", 2)
+    (tmp_path / "source").mkdir()
+    days = [0, 1, 2, 3, 0, 1, 3, 3, 2]
+    (tmp_path / "source" / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + "".join(f"{n},1,3,{day * 86400}\n" for n, day in enumerate(days)))
+    (tmp_path / "source" / "movies.csv").write_text("movieId,title,genres\n")
+    convert("movielens", tmp_path / "source", tmp_path / "landing")
+    found = {day: [line["user_id"] for line in of_day] for day, of_day in lines(tmp_path / "landing", "events").items()}
+    assert found == {f"1970-01-0{day + 1}": [str(n) for n, other in enumerate(days) if other == day] for day in range(4)}
+
+
 @pytest.mark.parametrize(
     ("format", "spoil", "error", "message"),
     [
-        ("movietweeting", {}, UnknownFormat, "no format 'movietweeting'. Did you mean 'movietweetings'? Formats: movietweetings, taobao."),
+        (
+            "movietweeting",
+            {},
+            UnknownFormat,
+            "no format 'movietweeting'. Did you mean 'movietweetings'? Formats: movielens, movietweetings, retailrocket, taobao, yoochoose.",
+        ),
         ("netflix", {}, UnknownFormat, "no format 'netflix'. Formats:"),
         ("movietweetings", {"movies.dat": None}, BadSource, "Expected one file movies.dat in "),
         ("taobao", {"UserBehavior.csv": None}, BadSource, "with lines `user,item,category,pv|cart|fav|buy,unix seconds`; found 0 (movies.dat, ratings.dat)"),
@@ -106,6 +193,12 @@ def test_taobao(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("movietweetings", {"ratings.dat": b"1::0001::11::5\n"}, BadSource, "line 1"),
         ("movietweetings", {"movies.dat": b"0001::caf\xe9::Drama\n"}, BadSource, r"line 1: expected `film::title (year)::genre|genre`, got "),
         ("taobao", {"UserBehavior.csv": b"1,2,3,click,5\n"}, BadSource, "line 1"),
+        ("movielens", {"ratings.dat": b"1::2::9::5\n"}, BadSource, "ratings.dat, line 1: expected `user::film::rating::unix seconds`, got '1::2::9::5'"),
+        ("movielens", {"ratings.dat": None}, BadSource, "Expected one of ratings.csv and movies.csv, ratings.dat and movies.dat, u.data and u.item in "),
+        ("movielens", {"ratings.csv": b"a,b,c,d\n1,2,3\n"}, BadSource, "ratings.csv, line 2: expected `userId,movieId,rating,timestamp`"),
+        ("movielens", {"ratings.csv": b'a,b,c,d\n1,"2"x,3,4\n'}, BadSource, "ratings.csv, line 2: expected"),
+        ("retailrocket", {"events.csv": b"a,b,c,d,e\n1,2,look,3,\n"}, BadSource, "events.csv, line 2: expected `timestamp in ms"),
+        ("yoochoose", {"y-clicks.dat": b"1,yesterday,2,0\n"}, BadSource, "y-clicks.dat, line 1: expected `session,2014-04-07T10:51:09.277Z"),
     ],
 )
 def test_what_cannot_be_converted(source: Path, tmp_path: Path, format: str, spoil: dict[str, bytes | None], error: type[NightjarError], message: str) -> None:
