@@ -9,16 +9,26 @@ from contextlib import contextmanager
 import duckdb
 import pyarrow as pa
 
+from jobs.contracts.errors import MachineUnfit
 from jobs.settings import DuckDB
 
 
 @contextmanager
 def database(settings: DuckDB) -> Iterator[duckdb.DuckDBPyConnection]:
-    """An empty database in UTC that spills to a temporary folder what does not fit into its memory."""
+    """An empty database in UTC that spills to a temporary folder what does not fit into its memory.
+
+    Raises MachineUnfit when neither has room for what is asked of it.
+    """
     config: dict[str, str | bool | int | float | list[str]] = {"threads": settings.threads, "memory_limit": settings.memory}
     with tempfile.TemporaryDirectory(prefix="nightjar-") as spill, duckdb.connect(config={**config, "temp_directory": spill}) as connection:
         connection.execute("set timezone = 'UTC'")
-        yield connection
+        try:
+            yield connection
+        except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+            raise MachineUnfit(
+                f"DuckDB had no room: {str(error).splitlines()[0]} It may use {settings.memory} of memory, and spills to {tempfile.gettempdir()}: "
+                "set `memory` of [duckdb], or TMPDIR."
+            ) from error
 
 
 def tables_of(relation: duckdb.DuckDBPyRelation) -> Iterator[pa.Table]:

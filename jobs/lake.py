@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -198,9 +199,13 @@ class Lake:
             )
         except CommitFailedError as error:
             raise self._overtaken(table, days) from error
-        except Exception:
+        except Exception as error:
             if stream.failure:
                 raise stream.failure from None
+            if refusal := re.search(r"([^:]+) \(os error \d+\)", str(error)):
+                raise LakeUnwritable(
+                    f"{table} in {self.root} can't be written: {refusal[1].strip()}. It holds what it held before. Mend that, and run the step again."
+                ) from error
             raise
 
     def frame(self, spark: SparkSession, table: str, version: int | None = None) -> DataFrame:

@@ -1,8 +1,11 @@
 """What can go wrong in a way that a user can mend: one class a failure, shown as a message and never as a trace."""
 
+import errno
 import sys
 from collections.abc import Callable
 from typing import ClassVar
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class NightjarError(Exception):
@@ -117,10 +120,15 @@ class ProcessFailed(NightjarError):
 
 
 def exit_status(work: Callable[[], None]) -> int:
-    """Do `work`; return 0, or print the message of a NightjarError to stderr and return its status."""
+    """Do `work`; return 0, or print the message of a NightjarError, or of a disk that is full, to stderr and return its status."""
     try:
         work()
     except NightjarError as error:
         print(f"nightjar: {error}", file=sys.stderr)
         return error.status
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        print(f"nightjar: {error}. Make room, and run the same again: every table holds what it held before, or the new rows whole.", file=sys.stderr)
+        return 1
     return 0

@@ -29,7 +29,7 @@ class LandingFile:
 
 
 def landing_files(landing: Path, days: DayRange) -> list[LandingFile]:
-    """Files of every feed that arrived on the days, in the order of feed, day and name; files without a byte are left out.
+    """Files of every feed that arrived on the days, in the order of feed, day and name.
 
     A day without a file is a day without a line. Raises EmptyLanding when nothing has arrived up to the last day.
     """
@@ -47,7 +47,7 @@ def _files(landing: Path, feed: str, day: date) -> Iterator[LandingFile]:
     folder = landing / feed_folder(feed, day)
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
-        if not hidden and path.is_file() and path.stat().st_size > 0:
+        if not hidden and path.is_file():
             yield LandingFile(path, feed, path.relative_to(landing).as_posix(), day, _refusal(landing, path))
 
 

@@ -66,6 +66,8 @@ class LineReader:
         Raises Damage after what can be read, LandingChanged when the file is no longer what it was when the reading began.
         """
         before = stamp(self.file.path)
+        if before[0] == 0:
+            return  # a file without a byte has no lines, whatever it is
         try:
             if self.file.path.suffix == ".parquet":
                 yield from self._parquet_rows()

@@ -53,27 +53,11 @@ _FORMS = (
     _Form("ratings.dat", "movies.dat", "::", "user::film::rating::unix seconds", "film::title (year)::genre|genre"),
     _Form("u.data", "u.item", "\t", "user<tab>film<tab>rating<tab>unix seconds", "film|title (year)|date|date|url|19 flags of genres"),
 )
-_FLAGS = [
-    "unknown",
-    "Action",
-    "Adventure",
-    "Animation",
-    "Children's",
-    "Comedy",
-    "Crime",
-    "Documentary",
-    "Drama",
-    "Fantasy",
-    "Film-Noir",
-    "Horror",
-    "Musical",
-    "Mystery",
-    "Romance",
-    "Sci-Fi",
-    "Thriller",
-    "War",
-    "Western",
-]
+# The flags of u.item, in their order.
+_FLAGS = (
+    *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy", "Film-Noir"),
+    *("Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
+)
 
 
 def write(source: Path, landing: LandingWriter) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,6 +20,7 @@ from typing import Any
 import pytest
 
 from jobs.contracts.days import DayRange
+from jobs.contracts.errors import LakeUnwritable
 from jobs.ingest import bronze, silver
 from jobs.lake import Lake, insist
 from jobs.settings import Landing, Settings
@@ -146,6 +149,30 @@ def test_ten_times_in_a_row_and_in_any_order(settings: Settings) -> None:
     ingest_bronze = partial(bronze.run, lake_of(settings), settings, DayRange(DAYS[0], DAYS[-1]))
     ingest_bronze()
     assert written(settings) == files, "what the ledger knows costs nothing"
+
+
+def ingest_on_a_full_disk(settings: Settings, day: int, answer: Path) -> None:
+    """Ingest a day where no file may grow beyond 30 kB."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+    try:
+        ingest(settings, [day])
+    except LakeUnwritable as error:
+        answer.write_text(str(error))
+
+
+def test_a_disk_that_is_full(settings: Settings, tmp_path: Path) -> None:
+    ingest(settings, range(4))
+    before = content(settings)
+    land(settings.landing_path, f"events/ds={DAYS[1]}/a.json", *(event(event_id=hashlib.sha256(b"%d" % number).hexdigest()) for number in range(2000)))
+    process = start(ingest_on_a_full_disk, settings, 1, tmp_path / "answer")
+    process.join()
+    message = (tmp_path / "answer").read_text()
+    assert message.startswith(f"bronze.events in {settings.lake} can't be written: ")
+    assert "File too large. It holds what it held before." in message
+    assert content(settings) == before
+    ingest(settings, [1])
+    assert_as_clean(settings)
 
 
 def written(settings: Settings) -> list[Path]:
