@@ -129,6 +129,13 @@ class Lake:
         """Days that some commit of the table has made, days without a row included."""
         return frozenset().union(*(commit.days for commit in self.commits(table)))
 
+    def filled(self, table: str) -> frozenset[date]:
+        """Days of which the table has a row; of a table without partitions, all that were made."""
+        partition_by = _contract(table).partition_by
+        if partition_by is None or not self.exists(table):
+            return self.done(table)
+        return frozenset(date.fromisoformat(str(partition[partition_by])) for partition in self._open(table, None).partitions())
+
     def require(self, table: str, days: Iterable[date]) -> None:
         """Raise NotReady when some of the days of a table have not been made."""
         missing = sorted(set(days) - self.done(table))

@@ -17,19 +17,28 @@ SHOWN_DAYS = 31
 
 
 def print_status(lake: Lake) -> None:
-    """Print a calendar: a row a table, a column a day, the newest days last. Raises NotReady for a lake without any day."""
+    """Print a calendar: a row a table, a column a day, the newest days last; a day on which nothing came is told from one not run.
+
+    Raises NotReady for a lake without any day."""
     calendar = done_days(lake)
     known = frozenset[date]().union(*calendar.values())
     if not known:
         raise NotReady(f"No step has made anything in {lake.root} yet. `nightjar backfill` makes the tables for a range of days.")
     shown = list(DayRange(min(known), max(known)))[-SHOWN_DAYS:]
-    page = Table(title=f"{lake.root}: {shown[0]} to {shown[-1]}", caption="● made   · not made", box=None, title_justify="left", caption_justify="left")
+    page = Table(
+        title=f"{lake.root}: {shown[0]} to {shown[-1]}",
+        caption="● made   ○ made, without a row   · not made",
+        box=None,
+        title_justify="left",
+        caption_justify="left",
+    )
     for heading in ("step", "table", "days", "newest", ruler(shown)):
         page.add_column(heading, no_wrap=True, justify="right" if heading == "days" else "left")
     for step in STEPS:
         for place, table in enumerate(step.writes):
             days = calendar[table]
-            marks = "".join("●" if day in days else "·" for day in shown)
+            filled = lake.filled(table)
+            marks = "".join("·" if day not in days else "●" if day in filled else "○" for day in shown)
             page.add_row(step.name if place == 0 else "", table, str(len(days)), str(max(days, default="none")), marks)
     Console(width=110).print(page)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from datetime import date
+from datetime import UTC, date, datetime
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -48,14 +49,16 @@ def test_nothing_published_yet(lake: Lake) -> None:
 
 
 def test_the_calendar_tells_made_days_from_others(lake: Lake, capsys: pytest.CaptureFixture[str]) -> None:
-    schema = lake.schema("gold.transitions")
-    lake.replace("gold.transitions", schema.empty_table(), "transitions", [date(2026, 1, 29), DAY], {})
-    assert done_days(lake)["gold.transitions"] == {date(2026, 1, 29), DAY}
+    first = date(2026, 1, 29)
+    smallest: dict[str, Any] = {"string": "", "double": 0.0, "int": 0, "boolean": False, "date": first, "timestamp": datetime(2026, 1, 29, tzinfo=UTC)}
+    row = pa.table({column.name: [smallest[column.type]] for column in lake.columns("gold.transitions")}, lake.schema("gold.transitions"))
+    lake.replace("gold.transitions", row, "transitions", [first, DAY], {})
+    assert done_days(lake)["gold.transitions"] == {first, DAY}
     print_status(lake)
     lines = capsys.readouterr().out.splitlines()
-    assert next(line for line in lines if "gold.transitions" in line).split()[-3:] == ["2", "2026-01-31", "●·●"]
+    assert next(line for line in lines if "gold.transitions" in line).split()[-3:] == ["2", "2026-01-31", "●·○"]
     assert next(line for line in lines if "gold.policies" in line).split()[-3:] == ["0", "none", "···"]
-    assert ruler([date(2026, 1, 29), DAY]) == "91"
+    assert ruler([first, DAY]) == "91"
 
 
 def test_a_lake_without_a_day(lake: Lake) -> None:
