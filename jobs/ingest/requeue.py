@@ -66,8 +66,15 @@ def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, settings: Settings, da
                 if rows.num_rows:
                     lake.replace(feed.table, [_others(duck, lake, feed, day, rows), rows], "bronze", [day], inputs, fingerprint=mark)
                     taken_in += rows.num_rows
-        lake.replace(QUARANTINE, pq.read_table(still_bad), "bronze", [day], inputs, fingerprint=mark)
+        kept = pq.read_table(still_bad)
+        if not taken_in and _reasons(kept) == _reasons(pa.concat_tables([lines, others])):
+            return 0
+        lake.replace(QUARANTINE, kept, "bronze", [day], inputs, fingerprint=mark)
     return taken_in
+
+
+def _reasons(kept: pa.Table) -> set[tuple[str, int, str, str]]:
+    return {(row["source_file"], row["source_line"], row["reason"], row["detail"]) for row in kept.to_pylist()}
 
 
 def _balance(lake: Lake, day: date) -> None:
