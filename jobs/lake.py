@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import pyarrow.dataset as ds
     from pyspark.sql import DataFrame, SparkSession
 
-_ATTEMPTS = 5
+_ATTEMPTS = 10
 _RECORD = "userMetadata"  # the key under which Spark keeps a writer's note in the log; deltalake writes the same one
 _TABLE_PROPERTIES = {
     "delta.enableDeletionVectors": "false",  # readers without a JVM take files as they are
@@ -183,7 +183,8 @@ class Lake:
         `partitions` are the days replaced where they are more, or others, than those that the run is for. A table without
         partitions is replaced whole. The rows need every column of the contract and may have more. `seen` is the version of the
         table itself that they were made from, if they were; `fingerprint` tells what they were made from that is no table.
-        Raises ConcurrentWrite when somebody else has replaced some of it since `seen`, or from newer inputs.
+        Raises ConcurrentWrite when somebody else has written to the table since `seen`, or these days from newer inputs. `seen`
+        has to be read before the versions of the inputs: then these hold all that the table was made from.
         """
         self.ensure(table)
         self._refuse_overtaken(table, days, inputs)
@@ -199,9 +200,10 @@ class Lake:
                 writer_properties=_WRITER,
                 commit_properties=CommitProperties(
                     custom_metadata={_RECORD: _record(step, days, inputs, fingerprint)},
-                    # A commit that finds another one before it is tried after it, if they touch other days. A table that is
-                    # replaced whole has no other days, and where it was empty deltalake would take that for no conflict.
-                    max_commit_retries=None if contract.partition_by else 0,
+                    # A commit that finds another one before it is tried after it, if they touch other days. Not where the rows
+                    # were made from the table itself: what the other one wrote, on whichever days, could have changed them. Nor
+                    # where the table is replaced whole: had it been empty, deltalake would see no conflict.
+                    max_commit_retries=None if contract.partition_by and seen is None else 0,
                 ),
             )
         except CommitFailedError as error:
@@ -288,6 +290,8 @@ class Lake:
                 raise
 
     def _refuse_overtaken(self, table: str, days: Collection[date], inputs: Mapping[str, int]) -> None:
+        if not inputs:
+            return
         for commit in self.commits(table):
             if commit.days & {*days} and any(commit.inputs.get(name, -1) > version for name, version in inputs.items()):
                 raise self._overtaken(table, days)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -48,3 +48,18 @@ class DayRange:
 
     def __str__(self) -> str:
         return str(self.first) if self.first == self.last else f"{self.first}..{self.last}"
+
+
+def portions(days: Iterable[date], sizes: Mapping[date, int], most: int) -> Iterator[list[date]]:
+    """The days in their order, in groups whose sizes add up to `most` or less; a day with more is a group of its own."""
+    portion: list[date] = []
+    filled = 0
+    for day in days:
+        size = sizes.get(day, 0)
+        if portion and filled + size > most:
+            yield portion
+            portion, filled = [], 0
+        portion.append(day)
+        filled += size
+    if portion:
+        yield portion

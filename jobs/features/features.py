@@ -33,9 +33,9 @@ def run(spark: SparkSession, lake: Lake, settings: Settings, days: DayRange) -> 
     Raises NotReady when silver does not hold the days yet.
     """
     step = find_step("features")
-    version = lake.version(SILVER)
-    arrived = lake.done(SILVER)
     lake.require(SILVER, days)
+    arrived = lake.done(SILVER)
+    version = lake.version(SILVER)  # after what has arrived, so that it holds all of that
     silver = lake.frame(spark, SILVER, version)
     features = declared(tuple(settings.event_types))
     earliest = days.first - timedelta(days=REACH - 1)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.contracts.days import DayRange
+from jobs.contracts.days import DayRange, portions
 from jobs.contracts.landing import FEEDS, Feed, Reason
 from jobs.database import database
 from jobs.ingest.landing import LandingFile, landing_files
@@ -41,9 +41,12 @@ def run(lake: Lake, settings: Settings, days: DayRange) -> None:
     day, LandingChanged when a file is still being written.
     """
     files = landing_files(settings.landing_path, days)
+    sizes: Counter[date] = Counter()
+    for file in files:
+        sizes[file.arrival_day] += file.path.stat().st_size
     with database(settings.duckdb) as duck:
         duck.execute(macros("typing"))
-        for some_days in _portions(_unknown_days(lake, files, days, _rules(settings)), files):
+        for some_days in portions(_unknown_days(lake, files, days, _rules(settings)), sizes, _COMMIT_BYTES):
             _take_in(duck, lake, settings, some_days, [file for file in files if file.arrival_day in some_days])
 
 
@@ -75,21 +78,6 @@ def _whole_days(lake: Lake) -> set[date]:
         last = {day: commit.fingerprint for commit in lake.commits(table) for day in commit.days}
         made.append(set(last.items()))
     return {day for day, _ in set.intersection(*made)}
-
-
-def _portions(days: Sequence[date], files: Sequence[LandingFile]) -> Iterator[list[date]]:
-    """The days in their order, in groups whose files have some 500 MB, or in one group when there is no day with more."""
-    sizes: Counter[date] = Counter()
-    for file in files:
-        sizes[file.arrival_day] += file.path.stat().st_size
-    portion: list[date] = []
-    for day in days:
-        if portion and sum(sizes[other] for other in portion) + sizes[day] > _COMMIT_BYTES:
-            yield portion
-            portion = []
-        portion.append(day)
-    if portion:
-        yield portion
 
 
 def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, settings: Settings, days: Collection[date], files: Sequence[LandingFile]) -> None:
@@ -195,8 +183,8 @@ class Intake:
             bad = careful.filter(pc.invert(good))
             self._set_aside(bad, pc.struct_field(bad["problem"], "reason"), pc.struct_field(bad["problem"], "detail"))
             rows = pa.concat_tables([rows.filter(fine), careful.filter(good).select(rows.column_names)])
-        for source_file, count in _counts(rows["source_file"]):
-            self.accounts[source_file].rows += count
+        for counted in pc.value_counts(rows["source_file"]).to_pylist():
+            self.accounts[counted["values"]].rows += counted["counts"]
         return rows
 
     def _decoded(self, lines: pa.Table) -> pa.Table:
@@ -227,10 +215,6 @@ def _lines(file: LandingFile, block: pa.Array, first: int) -> pa.Table:
     place = {"source_file": file.source_file, "arrival_day": file.arrival_day}
     numbers = pa.array(np.arange(first, first + len(block)))
     return pa.table({"line": block, "source_line": numbers} | {name: pa.repeat(value, len(block)) for name, value in place.items()})
-
-
-def _counts(column: pa.ChunkedArray) -> list[tuple[str, int]]:
-    return [(pair["values"], pair["counts"]) for pair in pc.value_counts(column).to_pylist()]
 
 
 def _is_utf8(line: bytes) -> bool:

@@ -35,7 +35,8 @@ class Requeued:
 def requeue(lake: Lake, settings: Settings, days: DayRange, reasons: Collection[Reason]) -> list[Requeued]:
     """Type again the lines of the days that lie in quarantine for one of the reasons, and return what came of each day that has some.
 
-    What can't be read to its end can't be read again. Raises NotReady when bronze does not hold the days.
+    What can't be read to its end can't be read again. Raises NotReady when bronze does not hold the days, ConcurrentWrite when
+    another run writes to them meanwhile.
     """
     lake.require(LEDGER, days)
     again = sorted(str(reason) for reason in {*reasons} - {Reason.UNREADABLE_FILE})
@@ -43,18 +44,19 @@ def requeue(lake: Lake, settings: Settings, days: DayRange, reasons: Collection[
     with database(settings.duckdb) as duck:
         duck.execute(macros("typing"))
         for day in days:
-            kept = lake.read(QUARANTINE, filter=pc.field("arrival_day") == day)
+            seen = lake.version(QUARANTINE)
+            kept = lake.read(QUARANTINE, filter=pc.field("arrival_day") == day, version=seen)
             chosen = pc.is_in(kept["reason"], pa.array(again, pa.string()))
             if pc.any(chosen).as_py():
-                taken_in = _take_in(duck, lake, settings, day, kept.filter(chosen), kept.filter(pc.invert(chosen)))
+                taken_in = _take_in(duck, lake, settings, day, kept.filter(chosen), kept.filter(pc.invert(chosen)), seen)
                 answer.append(Requeued(day, pc.sum(chosen).as_py(), taken_in))
             _balance(lake, day)
     return answer
 
 
-def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, settings: Settings, day: date, lines: pa.Table, others: pa.Table) -> int:
+def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, settings: Settings, day: date, lines: pa.Table, others: pa.Table, seen: int) -> int:
     """Replace the day in every table but the ledger. Until the lines have left quarantine, the same can be done again."""
-    inputs, mark = {QUARANTINE: lake.version(QUARANTINE)}, _mark(lake, day)
+    inputs, mark = {QUARANTINE: seen}, _mark(lake, day)
     taken_in = 0
     with tempfile.TemporaryDirectory(prefix="nightjar-") as folder:
         still_bad = Path(folder, "quarantine.parquet")
@@ -64,12 +66,14 @@ def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, settings: Settings, da
                 accounts = {source_file: Account(source_file, feed.name, day, "") for source_file in set(lines["source_file"].to_pylist())}
                 rows = Intake(duck, feed, settings, quarantine, accounts).typed(lines.filter(pc.equal(lines["feed"], feed.name)))
                 if rows.num_rows:
-                    lake.replace(feed.table, [_others(duck, lake, feed, day, rows), rows], "bronze", [day], inputs, fingerprint=mark)
+                    held = lake.version(feed.table)
+                    together = [_others(duck, lake, feed, day, rows, held), rows]
+                    lake.replace(feed.table, together, "bronze", [day], inputs, seen=held, fingerprint=mark)
                     taken_in += rows.num_rows
         kept = pq.read_table(still_bad)
         if not taken_in and _reasons(kept) == _reasons(pa.concat_tables([lines, others])):
             return 0
-        lake.replace(QUARANTINE, kept, "bronze", [day], inputs, fingerprint=mark)
+        lake.replace(QUARANTINE, kept, "bronze", [day], inputs, seen=seen, fingerprint=mark)
     return taken_in
 
 
@@ -101,8 +105,8 @@ def _mark(lake: Lake, day: date) -> str:
     return next(commit.fingerprint for commit in reversed(lake.commits(LEDGER)) if day in commit.days)
 
 
-def _others(duck: duckdb.DuckDBPyConnection, lake: Lake, feed: Feed, day: date, rows: pa.Table) -> pa.Table:
+def _others(duck: duckdb.DuckDBPyConnection, lake: Lake, feed: Feed, day: date, rows: pa.Table, version: int) -> pa.Table:
     """What the feed's table holds of the day, without these rows: a run that was killed half way may have brought them."""
-    duck.register("held", lake.read(feed.table, filter=pc.field("arrival_day") == day))
+    duck.register("held", lake.read(feed.table, filter=pc.field("arrival_day") == day, version=version))
     duck.register("came", rows)
     return duck.sql("from held where (source_file, source_line) not in (select (source_file, source_line) from came)").to_arrow_table()

@@ -7,12 +7,12 @@ one with other content a conflict, and both lie in silver.repeats.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import date
 
 import duckdb
 
-from jobs.contracts.days import DayRange
+from jobs.contracts.days import DayRange, portions
 from jobs.contracts.landing import CONFLICT
 from jobs.contracts.tables import EVENT_COLUMNS, Column
 from jobs.database import database, tables_of
@@ -32,35 +32,24 @@ def run(lake: Lake, settings: Settings, days: DayRange) -> None:
     step = find_step("silver")
     for table in step.reads:
         lake.require(table, days)
-    inputs = lake.versions(step.reads)
     with database(settings.duckdb) as duck:
-        duck.register("events", lake.dataset(_EVENTS, inputs[_EVENTS]))
-        for some_days in _portions(duck, days):
-            _take_in(duck, lake, some_days, _only(inputs, _EVENTS))
+        duck.register("events", lake.dataset(_EVENTS))
+        counted = f"select arrival_day, count(*) from events where {_one_of('arrival_day', days)} group by arrival_day"
+        for some_days in portions(days, dict(duck.sql(counted).fetchall()), _PORTION_ROWS):
+            _take_in(duck, lake, some_days)
         for name, key in (("items", "item_id"), ("users", "user_id")):
             source, target = f"bronze.{name}", f"silver.{name}"
             lake.ensure(target)
             seen = lake.version(target)
+            done = lake.done(target) | {*days}
+            inputs = lake.versions([source])
             duck.register("said", lake.dataset(source, inputs[source]))
             held = [column for column in lake.columns(target) if column.name not in (key, "valid_from", "valid_to")]
-            intervals = duck.sql(validity(key, held, lake.done(target) | {*days})).to_arrow_table()
-            lake.replace(target, intervals, step.name, list(days), _only(inputs, source), seen=seen)
+            intervals = duck.sql(validity(key, held, done)).to_arrow_table()
+            lake.replace(target, intervals, step.name, list(days), inputs, seen=seen)
 
 
-def _portions(duck: duckdb.DuckDBPyConnection, days: DayRange) -> Iterator[list[date]]:
-    """The days in their order, in groups that brought some 20 million events, or in one group when there is no day with more."""
-    counted = f"select arrival_day, count(*) from events where {_one_of('arrival_day', days)} group by arrival_day"
-    rows: dict[date, int] = dict(duck.sql(counted).fetchall())
-    portion: list[date] = []
-    for day in days:
-        if portion and sum(rows.get(other, 0) for other in (*portion, day)) > _PORTION_ROWS:
-            yield portion
-            portion = []
-        portion.append(day)
-    yield portion
-
-
-def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, days: Sequence[date], inputs: Mapping[str, int]) -> None:
+def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, days: Sequence[date]) -> None:
     """Replace what the arrival days brought, and every other row whose event id they bring, or brought when they were last read."""
     seen = {}
     for table, name in ((_INTERACTIONS, "held"), (_REPEATS, "held_repeats")):
@@ -68,6 +57,9 @@ def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, days: Sequence[date], 
         seen[table] = lake.version(table)
         duck.register(name, lake.dataset(table, seen[table]))
     scope = lake.done(_INTERACTIONS) | {*days}
+    # Only now, so that the events hold all that the days done were made from.
+    inputs = lake.versions([_EVENTS])
+    duck.register("events", lake.dataset(_EVENTS, inputs[_EVENTS]))
     if scope == {*days}:
         affected = "true"
         duck.execute(f"create or replace temp view taken as select * from events where {_one_of('arrival_day', days)}")
@@ -173,7 +165,3 @@ def _one_of(column: str, days: Iterable[date]) -> str:
     """A condition that the reader of files understands, and leaves out the others."""
     listed = ", ".join(f"date '{day}'" for day in sorted(days))
     return f"{column} in ({listed})" if listed else "false"
-
-
-def _only(inputs: Mapping[str, int], table: str) -> dict[str, int]:
-    return {table: inputs[table]}

@@ -71,7 +71,7 @@ def _texts(feed: Feed, landing: Landing) -> str:
 
 def _named(field: Field, landing: Landing) -> str:
     """Text of a field in the object, event types by our names."""
-    text = "object" + "".join(f'."{key}"' for key in _keys(field, landing))
+    text = ".".join(["object", *map(_identifier, _keys(field, landing))])
     if field.name != "event_type" or not landing.event_types:
         return text
     names = " ".join(f"when {_quoted(theirs)} then {_quoted(ours)}" for theirs, ours in landing.event_types.items())
@@ -97,9 +97,11 @@ def _cast(field: Field, landing: Landing) -> str:
     if field.kind != "text":
         return f"case when not is_blank({raw}) then {_MACROS[field.kind]}({raw}) end"
     keys = _keys(field, landing)
-    path = "$" + "".join(f'."{key}"' for key in keys)
-    spelled = rf"""regexp_extract(line, '"{re.escape(keys[-1])}"\s*:\s*(-?[0-9][0-9.eE+-]*)', 1)"""
-    certain = f"as_spelled({raw}, json_type(line, {_quoted(path)}), {spelled})"
+    # A JSON pointer (RFC 6901), in which a quote needs no care.
+    pointer = "".join(f"/{key.replace('~', '~0').replace('/', '~1')}" for key in keys)
+    after_key = re.escape(json.dumps(keys[-1], ensure_ascii=False)) + r"\s*:\s*(-?[0-9][0-9.eE+-]*)"
+    spelled = f"regexp_extract(line, {_quoted(after_key)}, 1)"
+    certain = f"as_spelled({raw}, json_type(line, {_quoted(pointer)}), {spelled})"
     return f"case when is_blank({raw}) then null when is_doubtful({raw}) then {certain} else {raw} end"
 
 
@@ -170,11 +172,15 @@ def _got(field: Field, expected: str) -> str:
 
 
 def _name(field: Field) -> str:
-    return f'"{field.name}"'
+    return _identifier(field.name)
 
 
 def _raw(field: Field) -> str:
-    return f'"raw_{field.name}"'
+    return _identifier(f"raw_{field.name}")
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _quoted(text: str) -> str:

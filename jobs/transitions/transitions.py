@@ -37,12 +37,12 @@ def run(spark: SparkSession, lake: Lake, settings: Settings, days: DayRange) -> 
     """
     step = find_step("transitions")
     lake.require(SILVER, days)
-    inputs = lake.versions(step.reads)
-    silver = lake.frame(spark, SILVER, inputs[SILVER])
-    reach = reach_days(settings)
     for table in step.writes:
         lake.ensure(table)
     versions = lake.versions(step.writes)
+    inputs = lake.versions(step.reads)
+    silver = lake.frame(spark, SILVER, inputs[SILVER])
+    reach = reach_days(settings)
     newest = touched(days, reach, arrivals(silver, days))
     as_of = as_of_days(newest, known(lake, newest))
     seen = visible(spark, silver, looks(as_of, reach, days.last), settings)

@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 
 from jobs.contracts.errors import BadSource
-from jobs.ingest.convert.source import bad_line, find_file, read_csv, read_rows, utc_day
+from jobs.ingest.convert.source import bad_line, film_item, find_file, read_csv, read_rows, utc_day
 from jobs.ingest.convert.writer import LandingWriter
 
 SETTINGS = """\
@@ -39,7 +39,7 @@ _NO_GENRES = "(no genres listed)"
 
 @dataclass(frozen=True)
 class _Form:
-    """One form of the data set: its files, what their lines hold, and the names of the genres that are flags."""
+    """One form of the data set: its files, what separates the fields of a rating, and what the lines hold."""
 
     ratings: str
     films: str
@@ -74,7 +74,7 @@ def write(source: Path, landing: LandingWriter) -> None:
         landing.write("events", day, {"user_id": user, "item_id": film, "event_type": "rating", "event_time": int(seconds), "value": float(rating)})
     for film, title, genres in _films(source, form):
         if film in rated_first:
-            landing.write("items", rated_first[film], _item(film, title, genres))
+            landing.write("items", rated_first[film], film_item(film, title, genres))
 
 
 def _form(source: Path) -> _Form:
@@ -94,12 +94,3 @@ def _films(source: Path, form: _Form) -> Iterator[tuple[str, str, list[str]]]:
     rows = read_csv(path, 3, form.holds_films) if form.separator == "," else read_rows(path, form.separator, 3, form.holds_films, _OLD_ENCODING)
     for _, (film, title, genres) in rows:
         yield film, title, [genre for genre in genres.split("|") if genre and genre != _NO_GENRES]
-
-
-def _item(film: str, title: str, genres: list[str]) -> dict[str, object]:
-    item: dict[str, object] = {"item_id": film, "title": title}
-    if genres:
-        item["category"] = genres
-    if year := re.search(r"\((\d{4})\)\s*$", title):
-        item["attributes"] = {"year": year.group(1)}
-    return item

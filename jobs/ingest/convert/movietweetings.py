@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from datetime import date
 from pathlib import Path
 
-from jobs.ingest.convert.source import bad_line, find_file, read_rows, utc_day
+from jobs.ingest.convert.source import bad_line, film_item, find_file, read_rows, utc_day
 from jobs.ingest.convert.writer import LandingWriter
 
 _RATINGS = "user::film::rating 0-10::unix seconds"
@@ -50,14 +49,4 @@ def write(source: Path, landing: LandingWriter) -> None:
         landing.write("events", day, {"user_id": user, "item_id": film, "event_type": "rating", "event_time": int(seconds), "value": int(rating)})
     for _, (film, title, genres) in read_rows(movies, "::", 3, _MOVIES):
         if film in rated_first:
-            landing.write("items", rated_first[film], _item(film, title, genres))
-
-
-def _item(film: str, title: str, genres: str) -> dict[str, object]:
-    year = re.search(r"\((\d{4})\)$", title)
-    item: dict[str, object] = {"item_id": film, "title": title}
-    if genres:
-        item["category"] = genres.split("|")
-    if year:
-        item["attributes"] = {"year": year.group(1)}
-    return item
+            landing.write("items", rated_first[film], film_item(film, title, genres.split("|") if genres else []))

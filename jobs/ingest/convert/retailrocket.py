@@ -43,7 +43,7 @@ repeats = true # people come back to what they have looked at
 
 
 def write(source: Path, landing: LandingWriter) -> None:
-    """Write events by UTC day; the transaction is the event's request."""
+    """Write events by UTC day; its transaction is the context of a purchase."""
     path = find_file(source, "events.csv", _EVENTS)
     for number, fields in read_csv(path, 5, _EVENTS):
         milliseconds, visitor, behaviour, item, transaction = fields

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 from typing import NoReturn
@@ -55,6 +56,16 @@ def read_csv(path: Path, columns: int, holds: str) -> Iterator[tuple[int, list[s
 def bad_line(path: Path, number: int, line: str, holds: str) -> NoReturn:
     """Raise BadSource for a line that does not hold what it should."""
     raise BadSource(f"{path}, line {number}: expected `{holds}`, got {line[:120]!r}.")
+
+
+def film_item(film: str, title: str, genres: Sequence[str]) -> dict[str, object]:
+    """The item of a film, of whose title the year is a part: `Title (1999)`."""
+    item: dict[str, object] = {"item_id": film, "title": title}
+    if genres:
+        item["category"] = [*genres]
+    if year := re.search(r"\((\d{4})\)\s*$", title):
+        item["attributes"] = {"year": year.group(1)}
+    return item
 
 
 def utc_day(seconds: int) -> date:

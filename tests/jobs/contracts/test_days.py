@@ -4,7 +4,7 @@ from datetime import date
 
 import pytest
 
-from jobs.contracts.days import DayRange, parse_day
+from jobs.contracts.days import DayRange, parse_day, portions
 from jobs.contracts.errors import BadDay
 
 
@@ -34,3 +34,11 @@ def test_one_day_is_a_range() -> None:
 def test_a_range_upside_down() -> None:
     with pytest.raises(BadDay, match="before it begins"):
         DayRange.parse("2026-01-02", "2026-01-01")
+
+
+def test_portions() -> None:
+    first, *others = days = list(DayRange.parse("2026-01-30", "2026-02-03"))
+    assert list(portions(days, dict(zip(days, [2, 3, 0, 1, 9], strict=True)), 5)) == [days[:3], [days[3]], [days[4]]]
+    assert list(portions(days, {}, 5)) == [days]
+    assert list(portions(days, {first: 9}, 5)) == [[first], others]
+    assert list(portions([], {}, 5)) == []

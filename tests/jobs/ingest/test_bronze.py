@@ -293,6 +293,18 @@ def test_a_log_that_calls_things_otherwise(settings: Settings, lake: Lake) -> No
     }
 
 
+@pytest.mark.parametrize("name", ["it's", 'the "id"', "a/b~c", "(1+", "ü"])
+def test_a_field_whose_name_needs_care(settings: Settings, lake: Lake, name: str) -> None:
+    """A number is looked up in the line by its key: it keeps its spelling, and a list is still no id."""
+    theirs = settings.model_copy(update={"landing": settings.landing.model_copy(update={"fields": {"user_id": f"v.{name}"}})})
+    values = ["1.50", '"1.50"', "[1.50]"]
+    lines = [f"{event(v='X')[:-4].decode()}{{{json.dumps(name, ensure_ascii=False)}: {value}}}}}".encode() for value in values]
+    land(settings.landing_path, f"events/ds={FIRST}/a.json", *lines)
+    bronze.run(lake, theirs, DayRange(FIRST, FIRST))
+    assert sorted((row["source_line"], row["user_id"]) for row in lake.read("bronze.events").to_pylist()) == [(1, "1.50"), (2, "1.50")]
+    assert [(row["source_line"], row["reason"]) for row in lake.read("bronze.quarantine").to_pylist()] == [(3, "wrong_type")]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_quick_way_types_as_the_careful_one(settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Every good and bad line, each alone in a field of another good line's, through both queries."""

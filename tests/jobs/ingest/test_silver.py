@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from jobs.contracts.days import DayRange
 from jobs.contracts.errors import NotReady
 from jobs.ingest import silver
-from jobs.lake import Lake
+from jobs.lake import Lake, insist
 from jobs.settings import Settings
 
 DAYS = [date(2026, 1, 1) + timedelta(days=offset) for offset in range(4)]
@@ -128,6 +129,28 @@ def test_a_day_that_bronze_holds_but_that_was_not_taken_in_is_not_there(lake: La
     assert (interactions(lake), repeats(lake)) == worked_out({2: arrivals[2]})
     silver.run(lake, settings, DayRange(DAYS[0], DAYS[0]))
     assert (interactions(lake), repeats(lake)) == worked_out({0: arrivals[0], 2: arrivals[2]})
+
+
+@pytest.mark.parametrize("when", ["before it looks", "before it writes"])
+def test_another_day_that_comes_in_between(lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """Day 2 is taken in whole while the run of day 1 goes on. They share ids, whose copies lie on other event days."""
+    bring_nothing_else(lake)
+    arrivals: dict[int, list[Event]] = {0: [("z", 0, 0)], 1: [("a", 0, 1), ("b", 1, 2)], 2: [("a", 2, 3), ("b", 3, 4), ("c", 2, 5)]}
+    bring_events(lake, {0: arrivals[0], 1: arrivals[1]})
+    silver.run(lake, settings, DayRange(DAYS[0], DAYS[0]))
+    place, name = (silver, "database") if when == "before it looks" else (Lake, "replace")
+    original = getattr(place, name)
+
+    def come_in_between(*arguments: Any, **named: Any) -> Any:
+        if when == "before it looks" or arguments[1] == "silver.interactions":
+            monkeypatch.setattr(place, name, original)
+            bring_events(lake, {2: arrivals[2]})
+            silver.run(lake, settings, DayRange(DAYS[2], DAYS[2]))
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(place, name, come_in_between)
+    insist(partial(silver.run, lake, settings, DayRange(DAYS[1], DAYS[1])))
+    assert (interactions(lake), repeats(lake)) == worked_out(arrivals)
 
 
 def test_portions_change_nothing(lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
