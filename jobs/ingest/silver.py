@@ -61,7 +61,8 @@ def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, days: Sequence[date]) 
     inputs = lake.versions([_EVENTS])
     duck.register("events", lake.dataset(_EVENTS, inputs[_EVENTS]))
     if scope == {*days}:
-        affected = "true"
+        # All of it, but for repeats of a day that another run has half taken in.
+        affected = _one_of("arrival_day", days)
         duck.execute(f"create or replace temp view taken as select * from events where {_one_of('arrival_day', days)}")
     else:
         affected = "event_id in (select event_id from arrived)"

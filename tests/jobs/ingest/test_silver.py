@@ -153,6 +153,32 @@ def test_another_day_that_comes_in_between(lake: Lake, settings: Settings, monke
     assert (interactions(lake), repeats(lake)) == worked_out(arrivals)
 
 
+def test_another_first_run_that_dies_between_the_two_writes(lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Day 1's run has written its repeats when day 2's writes its own and is killed; neither knows of the other."""
+    bring_nothing_else(lake)
+    arrivals: dict[int, list[Event]] = {0: [("a", 0, 1), ("a", 0, 1), ("b", 0, 2), ("b", 0, 3)], 1: [("b", 1, 4), ("c", 1, 5), ("c", 1, 5)]}
+    bring_events(lake, arrivals)
+    original = Lake.replace
+
+    def die(*arguments: Any, **named: Any) -> None:
+        if arguments[1] == "silver.interactions":
+            raise KeyboardInterrupt
+        original(*arguments, **named)
+
+    def come_in_between(*arguments: Any, **named: Any) -> None:
+        if arguments[1] == "silver.interactions":
+            monkeypatch.setattr(Lake, "replace", die)
+            with pytest.raises(KeyboardInterrupt):
+                silver.run(lake, settings, DayRange(DAYS[1], DAYS[1]))
+            monkeypatch.setattr(Lake, "replace", original)
+        original(*arguments, **named)
+
+    monkeypatch.setattr(Lake, "replace", come_in_between)
+    silver.run(lake, settings, DayRange(DAYS[0], DAYS[0]))
+    silver.run(lake, settings, DayRange(DAYS[1], DAYS[1]))
+    assert (interactions(lake), repeats(lake)) == worked_out(arrivals)
+
+
 def test_portions_change_nothing(lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(silver, "_PORTION_ROWS", 3)
     bring_nothing_else(lake)
