@@ -119,7 +119,7 @@ class Spark(_Section):
     """The engine."""
 
     cores: int = Field(2, ge=1)
-    memory: str = Field("2g", description="heap of the driver, which on one machine does all the work")
+    memory: str = Field("2g", pattern=r"^\d+[kmgt]$", description="heap of the driver, which on one machine does all the work")
     java_options: str = Field("", description="more options of the JVM; on small days -XX:TieredStopAtLevel=1 halves the CPU time of a step")
 
 
@@ -127,7 +127,7 @@ class DuckDB(_Section):
     """What reads, types and deduplicates the log, and audits."""
 
     threads: int = Field(2, ge=1)
-    memory: str = Field("2GB", description="limit; what does not fit is spilled to the temporary folder")
+    memory: str = Field("2GB", pattern=r"^\d+(\.\d+)?[KMGT]i?B$", description="limit; what does not fit is spilled to the temporary folder")
 
 
 def _default_event_types() -> dict[str, EventType]:

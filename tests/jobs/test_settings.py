@@ -56,6 +56,11 @@ def test_the_file_at_the_top_of_the_project_is_sound(monkeypatch: pytest.MonkeyP
         ('[event_types.click]\nreward = "1"\n', "at least one type needs `step = true`"),
         ('[event_types.view]\nstep = true\nreward = "1 +"\n', r"event_types\.view\.reward"),
         ("[event_types.'add to cart']\nstep = true\n", "'add to cart' becomes the name of a column"),
+        ('[duckdb]\nmemory = "much"\n', r"duckdb\.memory: String should match pattern .*, got 'much'"),
+        ('[spark]\nmemory = "2 GB"\n', r"spark\.memory: String should match pattern .*, got '2 GB'"),
+        ('[landing.fields]\nuser = "x"\n', r"landing\.fields: .*user: no field of the landing format, which has attributes, "),
+        ('[landing.fields]\nuser_id = "a"\nitem_id = "a.b"\n', r"'a' can't be a value and, for 'a\.b', an object"),
+        ('[landing.event_types]\nlook = "looked"\n', r"landing\.event_types: looked is not among event_types, which has impression, "),
         ("score = [", "is no TOML"),
     ],
 )
