@@ -68,14 +68,19 @@ _ARROW = {
 
 @dataclass(frozen=True)
 class Commit:
-    """What one commit of a table records: its version, the step, the days it made, and the versions of what was read."""
+    """What one commit of a table records: its version, the step, the days it made, and the versions of what was read.
+
+    `replaced` are the partitions that it wrote anew, and `changed` the other days of which it made rows come or go.
+    """
 
     version: int
     step: str
     days: frozenset[date]
     inputs: Mapping[str, int]
     revision: str
-    fingerprint: str = ""
+    fingerprint: str
+    replaced: frozenset[date]
+    changed: frozenset[date]
 
 
 @dataclass(frozen=True)
@@ -121,8 +126,12 @@ class Lake:
             if _RECORD not in entry:
                 continue
             record = json.loads(entry[_RECORD])
-            days = frozenset(date.fromisoformat(day) for day in record["days"])
-            commits.append(Commit(entry["version"], record["step"], days, record["inputs"], record["revision"], record.get("fingerprint", "")))
+            days, replaced, changed = (
+                frozenset(map(date.fromisoformat, record.get(name, other))) for name, other in (("days", []), ("replaced", record["days"]), ("changed", []))
+            )
+            commits.append(
+                Commit(entry["version"], record["step"], days, record["inputs"], record["revision"], record.get("fingerprint", ""), replaced, changed)
+            )
         return sorted(commits, key=lambda commit: commit.version)
 
     def done(self, table: str) -> frozenset[date]:
@@ -177,12 +186,14 @@ class Lake:
         partitions: Collection[date] | None = None,
         seen: int | None = None,
         fingerprint: str = "",
+        changed: Collection[date] = (),
     ) -> None:
         """Replace days of a table in one commit, recorded as making `days`; `rows` may come table by table, and are written as they come.
 
         `partitions` are the days replaced where they are more, or others, than those that the run is for. A table without
         partitions is replaced whole. The rows need every column of the contract and may have more. `seen` is the version of the
-        table itself that they were made from, if they were; `fingerprint` tells what they were made from that is no table.
+        table itself that they were made from, if they were; `fingerprint` tells what they were made from that is no table;
+        `changed` are days, beside `days`, of which rows come or go, in the sense in which later steps are run for a day.
         Raises ConcurrentWrite when somebody else has written to the table since `seen`, or these days from newer inputs. `seen`
         has to be read before the versions of the inputs: then these hold all that the table was made from.
         """
@@ -190,16 +201,17 @@ class Lake:
         self._refuse_overtaken(table, days, inputs)
         contract = _contract(table)
         schema = self.schema(table)
+        replaced = days if partitions is None else partitions
         stream = _Stream(schema, [rows] if isinstance(rows, pa.Table) else rows)
         try:
             write_deltalake(
                 self._open(table, seen),
                 stream.reader(),
                 mode="overwrite",
-                predicate=_days_in(contract.partition_by, days if partitions is None else partitions) if contract.partition_by else None,
+                predicate=_days_in(contract.partition_by, replaced) if contract.partition_by else None,
                 writer_properties=_WRITER,
                 commit_properties=CommitProperties(
-                    custom_metadata={_RECORD: _record(step, days, inputs, fingerprint)},
+                    custom_metadata={_RECORD: _record(step, days, inputs, fingerprint, replaced, changed)},
                     # A commit that finds another one before it is tried after it, if they touch other days. Not where the rows
                     # were made from the table itself: what the other one wrote, on whichever days, could have changed them. Nor
                     # where the table is replaced whole: had it been empty, deltalake would see no conflict.
@@ -232,6 +244,7 @@ class Lake:
         inputs: Mapping[str, int],
         partitions: Collection[date] | None = None,
         seen: int | None = None,
+        fingerprint: str = "",
     ) -> None:
         """Replace days of a table by a Spark frame in one commit, recorded as making `days`; the rest is as in `replace`."""
         from delta.exceptions import DeltaConcurrentModificationException
@@ -243,14 +256,15 @@ class Lake:
         missing = [column.name for column in columns if column.name not in frame.columns]
         if missing:
             raise ContractBroken(f"Step {step} made no column {', '.join(missing)} for {table}; it made {', '.join(frame.columns)}.")
+        replaced = days if partitions is None else partitions
         writer = (
             frame.selectExpr(*(f"cast(`{column.name}` as {column.type}) as `{column.name}`" for column in columns))
             .write.format("delta")
             .mode("overwrite")
-            .option(_RECORD, _record(step, days, inputs))
+            .option(_RECORD, _record(step, days, inputs, fingerprint, replaced))
         )
         if contract.partition_by:
-            writer = writer.option("replaceWhere", _days_in(contract.partition_by, days if partitions is None else partitions))
+            writer = writer.option("replaceWhere", _days_in(contract.partition_by, replaced))
         try:
             writer.save(self.path(table))
         except DeltaConcurrentModificationException as error:
@@ -357,11 +371,19 @@ def _listed(days: Collection[date]) -> str:
     return f"{first} to {others[-1]}" if others else first
 
 
-def _record(step: str, days: Collection[date], inputs: Mapping[str, int], fingerprint: str = "") -> str:
-    record: dict[str, Any] = {"step": step, "days": [str(day) for day in sorted(days)], "inputs": dict(inputs), "revision": revision()}
+def _record(step: str, days: Collection[date], inputs: Mapping[str, int], fingerprint: str, replaced: Collection[date], changed: Collection[date] = ()) -> str:
+    record: dict[str, Any] = {"step": step, "days": _texts(days), "inputs": dict(inputs), "revision": revision()}
     if fingerprint:
         record["fingerprint"] = fingerprint
+    if {*replaced} != {*days}:
+        record["replaced"] = _texts(replaced)
+    if changed:
+        record["changed"] = _texts(changed)
     return json.dumps(record, sort_keys=True)
+
+
+def _texts(days: Collection[date]) -> list[str]:
+    return [str(day) for day in sorted(days)]
 
 
 def insist(work: Callable[[], None]) -> None:

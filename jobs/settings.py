@@ -5,7 +5,9 @@ Relative paths are relative to the folder of the settings file.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import os
 import re
 from pathlib import Path
@@ -15,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from jobs.contracts.errors import BadSettings
+from jobs.contracts.features import declared
 from jobs.contracts.landing import FEEDS
 from jobs.contracts.rewards import reward_sql
 
@@ -178,6 +181,15 @@ class Settings(BaseSettings):
     def step_types(self) -> tuple[str, ...]:
         """Event types that are steps."""
         return tuple(name for name, event_type in self.event_types.items() if event_type.step)
+
+    def rules(self, step: str) -> str:
+        """Hash of the settings that decide what a step of `features_daily` makes of its inputs; what it made by others is stale."""
+        deciding: dict[str, Any] = {
+            "bronze": [sorted(self.event_types), self.landing.fields, self.landing.event_types],
+            "features": [repr(feature) for feature in declared(tuple(self.event_types))],
+            "transitions": [[(name, event_type.model_dump()) for name, event_type in self.event_types.items()], self.episodes.model_dump()],
+        }
+        return hashlib.sha256(json.dumps(deciding.get(step), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def landing_path(self) -> Path:

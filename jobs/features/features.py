@@ -45,7 +45,8 @@ def run(spark: SparkSession, lake: Lake, settings: Settings, days: DayRange) -> 
         lake.replace_frame(table, partials(silver, f"{entity}_id", due), step.name, due, {SILVER: version})
         made = lake.version(table)
         known = lake.frame(spark, table, made).where(sf.col("arrival_day").between(earliest, days.last))
-        lake.replace_frame(f"gold.{entity}_features", snapshots(known, f"{entity}_id", features, days), step.name, [*days], {table: made})
+        made_of = snapshots(known, f"{entity}_id", features, days)
+        lake.replace_frame(f"gold.{entity}_features", made_of, step.name, [*days], {table: made}, fingerprint=settings.rules(step.name))
 
 
 def partials(interactions: DataFrame, key: str, arrival_days: list[date]) -> DataFrame:

@@ -46,14 +46,8 @@ def run(lake: Lake, settings: Settings, days: DayRange) -> None:
         sizes[file.arrival_day] += file.path.stat().st_size
     with database(settings.duckdb) as duck:
         duck.execute(macros("typing"))
-        for some_days in portions(_unknown_days(lake, files, days, _rules(settings)), sizes, _COMMIT_BYTES):
+        for some_days in portions(_unknown_days(lake, files, days, settings.rules("bronze")), sizes, _COMMIT_BYTES):
             _take_in(duck, lake, settings, some_days, [file for file in files if file.arrival_day in some_days])
-
-
-def _rules(settings: Settings) -> str:
-    """Hash of the settings that decide what is made of a line."""
-    deciding = [sorted(settings.event_types), settings.landing.fields, settings.landing.event_types]
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _unknown_days(lake: Lake, files: Sequence[LandingFile], days: DayRange, rules: str) -> list[date]:
@@ -85,7 +79,7 @@ def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, settings: Settings, da
     schema, mark = lake.schema(QUARANTINE), _mark(settings, files)
     with tempfile.TemporaryDirectory(prefix="nightjar-") as folder:
         bad_lines = Path(folder, "quarantine.parquet")
-        accounts = {file.source_file: Account(file.source_file, file.feed, file.arrival_day, _rules(settings)) for file in files}
+        accounts = {file.source_file: Account(file.source_file, file.feed, file.arrival_day, settings.rules("bronze")) for file in files}
         with pq.ParquetWriter(bad_lines, schema) as quarantine:
             for feed in FEEDS:
                 intake = Intake(duck, feed, settings, quarantine, accounts)
@@ -99,7 +93,7 @@ def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, settings: Settings, da
 def _mark(settings: Settings, files: Sequence[LandingFile]) -> str:
     """What tells runs of other files, or of other contents, apart."""
     stamps = [(file.source_file, *stamp(file.path)) for file in files]
-    return hashlib.sha256(json.dumps([_rules(settings), stamps]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([settings.rules("bronze"), stamps]).encode()).hexdigest()[:16]
 
 
 @dataclass

@@ -14,7 +14,7 @@ import duckdb
 
 from jobs.contracts.days import DayRange, portions
 from jobs.contracts.landing import CONFLICT
-from jobs.contracts.tables import EVENT_COLUMNS, Column
+from jobs.contracts.tables import EVENT_COLUMNS, TABLES, Column
 from jobs.database import database, tables_of
 from jobs.lake import Lake
 from jobs.settings import Settings
@@ -75,13 +75,20 @@ def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, days: Sequence[date]) 
     # no trace of an id whose first arrival was withdrawn.
     repeats = f"from repeats union all by name from held_repeats where {_one_of('arrival_day', arrival_days)} and not {affected}"
     lake.replace(_REPEATS, duck.sql(repeats).to_arrow_table(), "silver", days, inputs, arrival_days, seen[_REPEATS])
-    interactions = f"""
-        select *, event_day as day from taken
-        where (source_file, source_line) not in (select (source_file, source_line) from repeats)
-        union all by name
-        select *, day as event_day from held where {_one_of("day", event_days)} and not {affected}
-    """
-    lake.replace(_INTERACTIONS, tables_of(duck.sql(interactions)), "silver", days, inputs, event_days, seen[_INTERACTIONS])
+    came = "select *, event_day as day from taken where (source_file, source_line) not in (select (source_file, source_line) from repeats)"
+    gone = f"select *, day as event_day from held where {affected}"
+    kept = f"select *, day as event_day from held where {_one_of('day', event_days)} and not {affected}"
+    interactions = duck.sql(f"{came} union all by name {kept}")
+    changed = _others_changed(duck, came, gone, days)
+    lake.replace(_INTERACTIONS, tables_of(interactions), "silver", days, inputs, event_days, seen[_INTERACTIONS], changed=changed)
+
+
+def _others_changed(duck: duckdb.DuckDBPyConnection, came: str, gone: str, days: Collection[date]) -> set[date]:
+    """The arrival days, beside `days`, of which other rows have come than have gone: a first arrival withdrawn brings up a repeat, for one."""
+    others = f"where not {_one_of('arrival_day', days)}"
+    names = ", ".join(column.name for column in TABLES[_INTERACTIONS].columns)
+    before, after = (f"select {names} from ({rows}) {others}" for rows in (gone, came))
+    return _days(duck, f"select arrival_day from (({before}) except ({after}) union all (({after}) except ({before})))")
 
 
 def _find_taken(duck: duckdb.DuckDBPyConnection, days: Collection[date], scope: Collection[date]) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 
-from jobs.contracts.days import DayRange
 from jobs.settings import Settings
 
 
@@ -25,7 +24,7 @@ def maturity_days(settings: Settings) -> int:
     return max(event_type.maturity_days for event_type in settings.event_types.values())
 
 
-def touched(days: DayRange, reach: int, arrivals: Iterable[tuple[date, date]]) -> dict[date, date]:
+def touched(days: Iterable[date], reach: int, arrivals: Iterable[tuple[date, date]]) -> dict[date, date]:
     """For each day that a run of `days` has to rebuild, the newest of `days` that changes something in it.
 
     `arrivals` are the pairs (event day, arrival day) of the rows that arrived on `days`. A run of day D changes the days
@@ -33,7 +32,7 @@ def touched(days: DayRange, reach: int, arrivals: Iterable[tuple[date, date]]) -
     """
     newest: dict[date, date] = {}
     matured = ((day - timedelta(days=back), day) for day in days for back in range(reach + 1))
-    arrived = ((near, arrival_day) for event_day, arrival_day in arrivals for near in _around(event_day, reach))
+    arrived = ((near, arrival_day) for event_day, arrival_day in arrivals for near in around(event_day, reach))
     for day, by in (*matured, *arrived):
         newest[day] = max(newest.get(day, by), by)
     return newest
@@ -61,9 +60,10 @@ def looks(as_of: Mapping[date, date], reach: int, last: date) -> list[Look]:
     except those that an earlier run of a later day has told more.
     """
     cuts = {day: max(by, last) for day, by in as_of.items()}
-    wanted = {(near, cut) for day, cut in cuts.items() for near in _around(day, reach)}
+    wanted = {(near, cut) for day, cut in cuts.items() for near in around(day, reach)}
     return [Look(day, cut, as_of[day] if cuts.get(day) == cut else None) for day, cut in sorted(wanted)]
 
 
-def _around(day: date, reach: int) -> Iterable[date]:
+def around(day: date, reach: int) -> Iterable[date]:
+    """The days within reach of a day, itself among them."""
     return (day + timedelta(days=offset) for offset in range(-reach, reach + 1))

@@ -19,7 +19,7 @@ from jobs.contracts.rewards import AMOUNT, reward_sql
 from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.steps import find_step
-from jobs.transitions.cuts import Look, as_of_days, looks, maturity_days, reach_days, touched
+from jobs.transitions.cuts import Look, around, as_of_days, looks, maturity_days, reach_days, touched
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -44,7 +44,12 @@ def run(spark: SparkSession, lake: Lake, settings: Settings, days: DayRange) -> 
     silver = lake.frame(spark, SILVER, inputs[SILVER])
     reach = reach_days(settings)
     newest = touched(days, reach, arrivals(silver, days))
-    as_of = as_of_days(newest, known(lake, newest))
+    anew = {near for day in went(lake, days, inputs[SILVER]) for near in around(day, reach)}
+    if anew:
+        nights = lake.done(AS_OF[0]) | {*days}
+        reasons = touched(nights, reach, arrivals(silver.where(sf.col("day").isin(sorted(near for day in anew for near in around(day, reach)))), nights))
+        newest |= {day: reasons[day] for day in anew & reasons.keys()}
+    as_of = as_of_days(newest, known(lake, newest.keys() - anew))
     seen = visible(spark, silver, looks(as_of, reach, days.last), settings)
     events = attributed(with_neighbours(narrow(seen, settings)), settings).persist()
     try:
@@ -53,15 +58,29 @@ def run(spark: SparkSession, lake: Lake, settings: Settings, days: DayRange) -> 
             ("gold.unattributed", unattributed(events, reach)),
             ("gold.transitions", transitions(events, settings)),
         ):
-            lake.replace_frame(table, frame, step.name, [*days], inputs, [*as_of], versions[table])
+            lake.replace_frame(table, frame, step.name, [*days], inputs, anew | as_of.keys(), versions[table], settings.rules(step.name))
     finally:
         events.unpersist()
 
 
-def arrivals(interactions: DataFrame, days: DayRange) -> list[tuple[date, date]]:
+def arrivals(interactions: DataFrame, days: Collection[date]) -> list[tuple[date, date]]:
     """Pairs (event day, arrival day) of the rows that arrived on `days`."""
-    arrived = interactions.where(sf.col("arrival_day").between(days.first, days.last))
+    arrived = interactions.where(sf.col("arrival_day").isin(sorted(days)))
     return [(row["day"], row["arrival_day"]) for row in arrived.select("day", "arrival_day").distinct().collect()]
+
+
+def went(lake: Lake, days: DayRange, version: int) -> set[date]:
+    """Event days of which rows that had arrived on `days` may have gone, up to a version of silver, since the arrival day was last run.
+
+    What a day had brought, and brings no more once it is delivered again, has to leave the days on which it happened.
+    """
+    read = {day: commit.inputs.get(SILVER, -1) for commit in lake.commits(AS_OF[0]) for day in commit.days if day in days}
+    return {
+        event_day
+        for commit in lake.commits(SILVER)
+        if any(read.get(day, version) < commit.version <= version for day in commit.days | commit.changed)
+        for event_day in commit.replaced
+    }
 
 
 def known(lake: Lake, days: Collection[date]) -> dict[date, date]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -34,12 +34,15 @@ def event(event_type: str, event_time: datetime, late: int = 0, **columns: Any) 
     }
 
 
-def put(lake: Lake, rows: Sequence[Row], days: Sequence[date] = ()) -> None:
-    """Make silver.interactions of the rows, `days` done; ids are given to rows that have none."""
+def put(lake: Lake, rows: Sequence[Row], days: Collection[date] = (), replaced: Collection[date] | None = None) -> None:
+    """Make silver.interactions of the rows, as a run for `days` that replaced those event days; ids are given to rows that have none.
+
+    Without `replaced` it is the run for `days` and all event days.
+    """
     names = lake.schema("silver.interactions").names
     filled = [dict.fromkeys(names) | {"event_id": f"e{number:04}", "source_file": "p", "source_line": number} | row for number, row in enumerate(rows)]
-    done = {*days, *(row["day"] for row in rows)}
-    lake.replace("silver.interactions", pa.Table.from_pylist(filled, lake.schema("silver.interactions")), "silver", done, {})
+    done = {*days} if replaced else {*days, *(row["day"] for row in rows)}
+    lake.replace("silver.interactions", pa.Table.from_pylist(filled, lake.schema("silver.interactions")), "silver", done, {}, replaced)
 
 
 def random_log(seed: int, days: int, events: int, types: Sequence[str]) -> list[Row]:

@@ -90,6 +90,7 @@ def test_late_repeated_and_redelivered_events(lake: Lake, settings: Settings) ->
     assert (interactions(lake), repeats(lake)) == worked_out(arrivals)
     assert ("d", "duplicate") in [row[2:4] for row in repeats(lake)]
     assert lake.done("silver.interactions") == set(DAYS)
+    assert lake.commits("silver.interactions")[-1].changed == set(), "a copy that comes later changes nothing of the first"
 
     arrivals[0] = [("c", 0, 12)]
     bring_events(lake, {0: arrivals[0]})
@@ -98,7 +99,8 @@ def test_late_repeated_and_redelivered_events(lake: Lake, settings: Settings) ->
     assert (interactions(lake), repeats(lake)) == worked_out(arrivals)
     assert {path: path.stat().st_mtime_ns for path in Path(lake.path("silver.interactions"), f"day={DAYS[3]}").iterdir()} == files
     last = lake.commits("silver.interactions")[-1]
-    assert last.days == {DAYS[0]}
+    assert (last.days, last.changed) == ({DAYS[0]}, {DAYS[1]}), "two copies of day 1 are the first ones now"
+    assert last.replaced == {DAYS[0], DAYS[1]}
     assert last.inputs == {"bronze.events": lake.version("bronze.events")}
     items = sorted((row["item_id"], row["valid_from"], row["valid_to"], row["price"]) for row in lake.read("silver.items").to_pylist())
     assert items == [("x", DAYS[0], DAYS[2], 0.0), ("x", DAYS[2], None, 1.0)]
@@ -117,8 +119,11 @@ def test_days_in_any_order_and_delivered_again_end_in_the_same_rows(settings: Se
         delivered[day] = [(f"e{chance.randrange(25)}", chance.randrange(len(DAYS)), chance.randrange(3)) for _ in range(20)]
         bring_events(lake, {day: delivered[day]})
         first = day - 1 if day - 1 in delivered and chance.random() < 0.5 else day
+        before = interactions(lake) if lake.exists("silver.interactions") else []
         silver.run(lake, settings, DayRange(DAYS[first], DAYS[day]))
         assert (interactions(lake), repeats(lake)) == worked_out(delivered)
+        changed = {row[1] for row in {*before} ^ {*interactions(lake)}}
+        assert lake.commits("silver.interactions")[-1].changed == changed - {DAYS[first], DAYS[day]}
 
 
 def test_a_day_that_bronze_holds_but_that_was_not_taken_in_is_not_there(lake: Lake, settings: Settings) -> None:

@@ -202,6 +202,23 @@ def test_any_order_of_nights_ends_in_the_tables_that_the_definitions_give(spark:
     assert_laid_out_for_readers(fresh, settings)
 
 
+def test_what_a_day_brings_no_more_leaves_the_days_on_which_it_happened(spark: SparkSession, world: tuple[Settings, Lake], tmp_path: Path) -> None:
+    """The fifth day had brought a step of the first day and one of a day that no night made, and is delivered again without them."""
+    settings, lake = world
+    log = [event("show", at(day, hour), event_id=f"kept {day} {hour}") for day in range(5) for hour in (1, 3)]
+    late = [event("show", at(0, 2), late=4, event_id="late"), event("show", at(-5, 2), late=9, event_id="later")]
+    put(lake, [*log, *late], DAYS[:5])
+    run(spark, lake, settings, DayRange(DAYS[0], DAYS[4]))
+    assert {"late", "later"} <= written(lake).transitions.keys()
+    put(lake, log, DAYS[4:5], replaced=[row["day"] for row in (*log, *late)])
+    run(spark, lake, settings, DayRange(DAYS[4], DAYS[4]))
+
+    fresh = Lake(tmp_path / "fresh", lake.event_types)
+    put(fresh, log, DAYS[:5])
+    run(spark, fresh, settings, DayRange(DAYS[0], DAYS[4]))
+    assert bits(lake) == bits(fresh)
+
+
 def assert_laid_out_for_readers(lake: Lake, settings: Settings) -> None:
     """One file a day, its rows clustered by bucket and in the user's order; a bucket is a function of the user."""
     files = DeltaTable(lake.path("gold.transitions")).file_uris()
