@@ -121,18 +121,8 @@ class Lake:
         """Commits that replaced days of a table, oldest first."""
         if not self.exists(table):
             return []
-        commits = []
-        for entry in self._open(table, None).history():
-            if _RECORD not in entry:
-                continue
-            record = json.loads(entry[_RECORD])
-            days, replaced, changed = (
-                frozenset(map(date.fromisoformat, record.get(name, other))) for name, other in (("days", []), ("replaced", record["days"]), ("changed", []))
-            )
-            commits.append(
-                Commit(entry["version"], record["step"], days, record["inputs"], record["revision"], record.get("fingerprint", ""), replaced, changed)
-            )
-        return sorted(commits, key=lambda commit: commit.version)
+        history = self._open(table, None).history()
+        return sorted((_commit(entry["version"], json.loads(entry[_RECORD])) for entry in history if _RECORD in entry), key=lambda commit: commit.version)
 
     def done(self, table: str) -> frozenset[date]:
         """Days that some commit of the table has made, days without a row included."""
@@ -380,6 +370,13 @@ def _record(step: str, days: Collection[date], inputs: Mapping[str, int], finger
     if changed:
         record["changed"] = _texts(changed)
     return json.dumps(record, sort_keys=True)
+
+
+def _commit(version: int, record: Mapping[str, Any]) -> Commit:
+    days, replaced, changed = (
+        frozenset(map(date.fromisoformat, record.get(name, otherwise))) for name, otherwise in (("days", []), ("replaced", record["days"]), ("changed", []))
+    )
+    return Commit(version, record["step"], days, record["inputs"], record["revision"], record.get("fingerprint", ""), replaced, changed)
 
 
 def _texts(days: Collection[date]) -> list[str]:

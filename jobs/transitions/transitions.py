@@ -6,7 +6,7 @@ neighbouring steps alone, so that a day can be rebuilt from the days around it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from datetime import date
 from typing import TYPE_CHECKING
 
@@ -63,7 +63,7 @@ def run(spark: SparkSession, lake: Lake, settings: Settings, days: DayRange) -> 
         events.unpersist()
 
 
-def arrivals(interactions: DataFrame, days: Collection[date]) -> list[tuple[date, date]]:
+def arrivals(interactions: DataFrame, days: Iterable[date]) -> list[tuple[date, date]]:
     """Pairs (event day, arrival day) of the rows that arrived on `days`."""
     arrived = interactions.where(sf.col("arrival_day").isin(sorted(days)))
     return [(row["day"], row["arrival_day"]) for row in arrived.select("day", "arrival_day").distinct().collect()]
