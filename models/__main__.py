@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from jobs.contracts.days import parse_day
+from jobs.contracts.days import DayRange, parse_day
 from jobs.contracts.errors import BadRequest, exit_status
 from jobs.lake import Lake, insist
+from jobs.runs import noted
 from jobs.settings import load_settings
 from jobs.steps import find_step
 
@@ -36,9 +37,11 @@ def run(
         return
     if policy is not None:
         raise BadRequest(f"--policy is for `{RECOMMEND}` alone; a step takes the policy that the lake names.")
-    for name in steps:
-        lake.require_writable(find_step(name).writes)
-        insist(partial(importlib.import_module(find_step(name).module).run, lake, settings, wanted))
+    for step in map(find_step, steps):
+        lake.require_writable(step.writes)
+        run_step = importlib.import_module(step.module).run
+        with noted(lake, step, DayRange(wanted, wanted)):
+            insist(partial(run_step, lake, settings, wanted))
 
 
 if __name__ == "__main__":

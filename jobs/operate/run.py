@@ -18,6 +18,7 @@ from rich.console import Console
 from jobs.contracts.days import DayRange
 from jobs.contracts.errors import BadDay, ProcessFailed
 from jobs.lake import Lake, insist
+from jobs.runs import noted
 from jobs.settings import Settings
 from jobs.spark import require_engine, start_session
 from jobs.steps import find_step
@@ -51,7 +52,8 @@ def run_steps(names: Sequence[str], days: DayRange, settings: Settings) -> None:
                 with _timed(f"{step.name} {days}"):
                     lake.require_writable(step.writes)
                     run = importlib.import_module(step.module).run
-                    insist(partial(run, spark, lake, settings, days) if spark else partial(run, lake, settings, days))
+                    with noted(lake, step, days):
+                        insist(partial(run, spark, lake, settings, days) if spark else partial(run, lake, settings, days))
 
 
 def run_models(*arguments: Sequence[str] | str) -> None:

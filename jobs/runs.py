@@ -1,0 +1,112 @@
+"""Runs that go on, and runs that failed: a note of each lies in the lake from its beginning until it ends well.
+
+Nothing waits for a note, and no table depends on one. It is there for a person to read, through `nightjar status`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any, Self
+from uuid import uuid4
+
+import psutil  # type: ignore[import-untyped]
+
+from jobs.contracts.days import DayRange
+from jobs.lake import Lake
+from jobs.steps import Step
+
+_FOLDER = "_runs"
+_LONGEST_MESSAGE = 2000
+_KILLED = "it ended without a word: killed, or the machine went down"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a step: the days that it is for, the process that it is, and why it failed (null = it has not)."""
+
+    name: str
+    step: str
+    days: frozenset[date]
+    host: str
+    process: int
+    born: float  # tells the process from a later one with the same number
+    failure: str | None = None
+
+    @property
+    def here(self) -> bool:
+        return self.host == socket.gethostname()
+
+    def text(self) -> str:
+        """What the note says."""
+        return json.dumps({**vars(self), "days": sorted(map(str, self.days))}, indent=2)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The run of a note; one whose process is no more, on this host, has failed."""
+        fields: dict[str, Any] = json.loads(text)
+        run = cls(**fields | {"days": frozenset(map(date.fromisoformat, fields["days"]))})
+        return replace(run, failure=_KILLED) if run.here and not run.failure and run.born != _born(run.process) else run
+
+
+@contextmanager
+def noted(lake: Lake, step: Step, days: DayRange) -> Iterator[None]:
+    """Keep a note of a run while it goes on. One that fails leaves it behind, until its days have been run again."""
+    run = Run(f"{step.name}-{uuid4().hex}.json", step.name, frozenset(days), socket.gethostname(), os.getpid(), _born(os.getpid()) or 0)
+    folder = Path(lake.root, _FOLDER)
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder, run)
+    try:
+        yield
+    except BaseException as error:
+        message = str(error) or type(error).__name__
+        with suppress(OSError):  # a disk that is full has been told already
+            _write(folder, replace(run, failure=message[:_LONGEST_MESSAGE]))
+            if new:
+                _remove_unless_a_lake(folder, run)
+        raise
+    for other in runs(lake):
+        # Whether a process of another host lives can't be seen from here: what it was to make has been made.
+        if other.step == run.step and (other.name == run.name or other.failure or not other.here):
+            _write(folder, replace(other, days=other.days - run.days))
+
+
+def runs(lake: Lake) -> list[Run]:
+    """Every run of which there is a note, in the order of steps' names."""
+    found = []
+    for path in sorted(Path(lake.root, _FOLDER).glob("*.json")):
+        with suppress(FileNotFoundError):  # it has ended well meanwhile
+            found.append(Run.parse(path.read_text()))
+    return found
+
+
+def _write(folder: Path, run: Run) -> None:
+    """Write a note; of no day, remove it."""
+    if not run.days:
+        (folder / run.name).unlink(missing_ok=True)
+        return
+    half = folder / f"{run.name}.half"
+    half.write_text(run.text())
+    half.rename(folder / run.name)
+
+
+def _remove_unless_a_lake(folder: Path, run: Run) -> None:
+    """A first run that made nothing, in the wrong place perhaps, leaves nothing."""
+    if [path.name for path in folder.parent.iterdir()] == [_FOLDER]:
+        (folder / run.name).unlink()
+        folder.rmdir()
+        folder.parent.rmdir()
+
+
+def _born(process: int) -> float | None:
+    try:
+        return float(psutil.Process(process).create_time())
+    except psutil.NoSuchProcess:
+        return None
