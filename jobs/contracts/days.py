@@ -50,6 +50,17 @@ class DayRange:
         return str(self.first) if self.first == self.last else f"{self.first}..{self.last}"
 
 
+def ranges(days: Iterable[date]) -> list[DayRange]:
+    """The days as ranges without a gap, as few as there can be, in order."""
+    found: list[DayRange] = []
+    for day in sorted({*days}):
+        if found and found[-1].last + timedelta(days=1) == day:
+            found[-1] = DayRange(found[-1].first, day)
+        else:
+            found.append(DayRange(day, day))
+    return found
+
+
 def portions(days: Iterable[date], sizes: Mapping[date, int], most: int) -> Iterator[list[date]]:
     """The days in their order, in groups whose sizes add up to `most` or less; a day with more is a group of its own."""
     portion: list[date] = []

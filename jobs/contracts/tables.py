@@ -106,6 +106,7 @@ _ALL = (
            _required("feed", "string", "events, items or users"),
            _required("bytes", "bigint", "size"),
            _required("sha256", "string", "checksum of its bytes"),
+           Column("modified", "bigint", "when it had last been changed, ns since 1970: a file of this size and time need not be read to be known"),
            _required("lines", "bigint", "lines that are not blank, and one for the tail that can't be read"),
            _required("rows", "bigint", "lines that were typed"),
            _required("requeued", "bigint", "those among them that came out of quarantine"),

@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -46,23 +46,28 @@ def run(lake: Lake, settings: Settings, days: DayRange) -> None:
         sizes[file.arrival_day] += file.path.stat().st_size
     with database(settings.duckdb) as duck:
         duck.execute(macros("typing"))
-        for some_days in portions(_unknown_days(lake, files, days, settings.rules("bronze")), sizes, _COMMIT_BYTES):
+        for some_days in portions(unknown_days(lake, files, days, settings.rules("bronze")), sizes, _COMMIT_BYTES):
             _take_in(duck, lake, settings, some_days, [file for file in files if file.arrival_day in some_days])
 
 
-def _unknown_days(lake: Lake, files: Sequence[LandingFile], days: DayRange, rules: str) -> list[date]:
-    """The days whose files, sizes, checksums and rules are not all those of the ledger."""
+def unknown_days(
+    lake: Lake, files: Iterable[LandingFile], days: DayRange, rules: str, fingerprint: Callable[[LandingFile], tuple[int, str]] = fingerprint
+) -> list[date]:
+    """The days whose files, sizes, checksums and rules are not all those of the ledger.
+
+    A day of which landing holds no file any more keeps what it brought: an empty file would take it back.
+    """
     known: dict[date, set[tuple[str, int, str, str]]] = {day: set() for day in _whole_days(lake) if day in days}
     if not known:
         return list(days)
     columns = ["source_file", "bytes", "sha256", "rules", "arrival_day"]
     for row in lake.read(LEDGER, columns, pc.field("arrival_day").isin(list(known))).to_pylist():
         known[row["arrival_day"]].add((row["source_file"], row["bytes"], row["sha256"], row["rules"]))
-    there: dict[date, set[tuple[str, int, str, str]]] = {day: set() for day in days}
+    there: dict[date, set[tuple[str, int, str, str]]] = {}
     for file in files:
         if file.arrival_day in known:
-            there[file.arrival_day].add((file.source_file, *fingerprint(file), rules))
-    return [day for day in days if known.get(day) != there[day]]
+            there.setdefault(file.arrival_day, set()).add((file.source_file, *fingerprint(file), rules))
+    return [day for day in days if day not in known or there.get(day, known[day]) != known[day]]
 
 
 def _whole_days(lake: Lake) -> set[date]:
@@ -105,6 +110,7 @@ class Account:
     arrival_day: date
     rules: str
     fingerprint: tuple[int, str] = NOT_OPENED
+    modified: int | None = None
     rows: int = 0
     requeued: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
@@ -116,6 +122,7 @@ class Account:
             "feed": self.feed,
             "bytes": size,
             "sha256": checksum,
+            "modified": self.modified,
             "lines": self.rows + self.quarantined.total(),
             "rows": self.rows,
             "requeued": self.requeued,
@@ -160,7 +167,8 @@ class Intake:
                     number += len(block)
             except Damage as damage:
                 self._set_aside(_lines(file, pa.array([damage.tail]), number), Reason.UNREADABLE_FILE, str(damage))
-            self.accounts[file.source_file].fingerprint = reader.fingerprint
+            account = self.accounts[file.source_file]
+            account.fingerprint, account.modified = reader.fingerprint, reader.modified
 
     def typed(self, lines: pa.Table) -> pa.Table:
         """Rows of the lines (line, source_file, source_line, arrival_day) that are fine, as the feed's table holds them."""

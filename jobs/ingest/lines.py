@@ -50,6 +50,7 @@ class LineReader:
 
     def __init__(self, file: LandingFile, duck: duckdb.DuckDBPyConnection) -> None:
         self.file = file
+        self.modified: int | None = None  # as `stamp`, when the reading began
         self._size = 0
         self._damaged = False
         self._duck = duck
@@ -66,6 +67,7 @@ class LineReader:
         Raises Damage after what can be read, LandingChanged when the file is no longer what it was when the reading began.
         """
         before = stamp(self.file.path)
+        self.modified = before[1]
         if before[0] == 0:
             return  # a file without a byte has no lines, whatever it is
         try:

@@ -90,11 +90,11 @@ def _balance(lake: Lake, day: date) -> None:
     for source_file, reason in zip(kept["source_file"].to_pylist(), kept["reason"].to_pylist(), strict=True):
         quarantined[source_file][reason] += 1
     before = lake.read(LEDGER, filter=arrived).to_pylist()
-    after = [
-        Account(name, row["feed"], day, row["rules"], (row["bytes"], row["sha256"]), rows[name], row["requeued"] + rows[name] - row["rows"], quarantined[name])
-        for row in before
-        for name in (row["source_file"],)
-    ]
+    after = []
+    for row in before:
+        name, checksum = row["source_file"], (row["bytes"], row["sha256"])
+        requeued = row["requeued"] + rows[name] - row["rows"]
+        after.append(Account(name, row["feed"], day, row["rules"], checksum, row["modified"], rows[name], requeued, quarantined[name]))
     ledger = pa.Table.from_pylist([account.row() for account in after], lake.schema(LEDGER))
     if ledger.to_pylist() != before:
         lake.replace(LEDGER, ledger, "bronze", [day], {QUARANTINE: lake.version(QUARANTINE)}, fingerprint=_mark(lake, day))
