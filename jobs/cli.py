@@ -53,7 +53,7 @@ def run(
     """Run one step for a day, or for a range of days in one pass."""
     from jobs.operate.run import run_steps
 
-    run_steps([step], DayRange.parse(day, to), load_settings())
+    run_steps([(step, DayRange.parse(day, to))], load_settings())
 
 
 @app.command()
@@ -61,7 +61,7 @@ def night(day: Day) -> None:
     """Run the whole chain for one day, without Airflow."""
     from jobs.operate.run import run_steps
 
-    run_steps([step.name for step in STEPS], DayRange.parse(day), load_settings())
+    run_steps([(step.name, DayRange.parse(day)) for step in STEPS], load_settings())
 
 
 @app.command()
@@ -69,7 +69,7 @@ def backfill(first: From, last: To) -> None:
     """Make the tables up to transitions for a range of days, each step in one pass."""
     from jobs.operate.run import run_steps
 
-    run_steps(FEATURES_DAILY, DayRange.parse(first, last), load_settings())
+    run_steps([(step, DayRange.parse(first, last)) for step in FEATURES_DAILY], load_settings())
 
 
 @app.command()
@@ -126,10 +126,22 @@ def convert(
 
 @app.command()
 def status() -> None:
-    """Show which days each table holds."""
+    """Show which days each table holds, what is stale, what is running and what has failed."""
     from jobs.operate.status import print_status
 
-    print_status(_lake(load_settings()))
+    settings = load_settings()
+    print_status(_lake(settings), settings)
+
+
+@app.command()
+def stale(recompute: Annotated[bool, typer.Option("--recompute", help="make it again, and what is made from it")] = False) -> None:
+    """List what would come out otherwise by now, why, and in how many rows: late and restated data, other settings."""
+    from jobs.operate import stale as module
+
+    settings = load_settings()
+    if recompute:
+        module.recompute(_lake(settings), settings)
+    module.print_stale(_lake(settings), settings)
 
 
 quarantine = typer.Typer(no_args_is_help=True, help="What could not be taken in: count it, look at it, take it in again.")

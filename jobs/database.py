@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import date
 
 import duckdb
 import pyarrow as pa
@@ -35,3 +36,9 @@ def tables_of(relation: duckdb.DuckDBPyRelation) -> Iterator[pa.Table]:
     """The rows of a query, part by part, as they are found."""
     for batch in relation.to_arrow_reader(1 << 17):
         yield pa.Table.from_batches([batch])
+
+
+def one_of(column: str, days: Iterable[date]) -> str:
+    """A condition that the reader of files understands, and leaves out those of other days."""
+    listed = ", ".join(f"date '{day}'" for day in sorted(days))
+    return f"{column} in ({listed})" if listed else "false"

@@ -151,20 +151,24 @@ class Lake:
         """Read a table without a JVM. Raises NotReady when it does not exist, ContractBroken when a column is missing."""
         return self.dataset(table, version).to_table(columns=list(columns) if columns else None, filter=filter)
 
-    def dataset(self, table: str, version: int | None = None) -> ds.Dataset:
-        """A table whose files are read as they are asked for. Raises as `read` does."""
+    def dataset(self, table: str, version: int | None = None, partitions: Collection[date] | None = None) -> ds.Dataset:
+        """A table, or some partitions of it, whose files are read as they are asked for. Raises as `read` does."""
         import pyarrow.dataset as ds  # loads pandas, which most commands can do without
 
         delta = self._open(table, version)
         self._check(table, delta)
         schema = self.schema(table)
         # Over file_uris and not to_pyarrow_dataset(), which aborts the process at its exit.
-        uris = delta.file_uris()
+        partition_by = _contract(table).partition_by
+        uris = delta.file_uris(_filters(partition_by, partitions))
         if not uris:
             return ds.dataset(schema.empty_table())
-        partition_by = _contract(table).partition_by
         partitioning = ds.partitioning(pa.schema([schema.field(partition_by)]), flavor="hive") if partition_by else None
         return ds.dataset(uris, schema=schema, format="parquet", partitioning=partitioning, partition_base_dir=self.path(table))
+
+    def is_whole(self, table: str, version: int, partitions: Collection[date] | None = None) -> bool:
+        """Whether the files of an older version, or of some of its partitions, are still there."""
+        return all(Path(uri).exists() for uri in self._open(table, version).file_uris(_filters(_contract(table).partition_by, partitions)))
 
     def replace(
         self,
@@ -354,6 +358,10 @@ def _days_in(column: str, days: Collection[date]) -> str:
     """A condition; with no day to replace, the commit still records that the run was made."""
     quoted = ", ".join(f"'{day}'" for day in sorted(days))
     return f"{column} IN ({quoted})" if days else "false"
+
+
+def _filters(column: str | None, partitions: Collection[date] | None) -> list[tuple[str, str, list[str]]] | None:
+    return None if column is None or partitions is None else [(column, "in", _texts(partitions))]
 
 
 def _listed(days: Collection[date]) -> str:

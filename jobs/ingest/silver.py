@@ -15,7 +15,7 @@ import duckdb
 from jobs.contracts.days import DayRange, portions
 from jobs.contracts.landing import CONFLICT
 from jobs.contracts.tables import EVENT_COLUMNS, TABLES, Column
-from jobs.database import database, tables_of
+from jobs.database import database, one_of, tables_of
 from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.steps import find_step
@@ -34,7 +34,7 @@ def run(lake: Lake, settings: Settings, days: DayRange) -> None:
         lake.require(table, days)
     with database(settings.duckdb) as duck:
         duck.register("events", lake.dataset(_EVENTS))
-        counted = f"select arrival_day, count(*) from events where {_one_of('arrival_day', days)} group by arrival_day"
+        counted = f"select arrival_day, count(*) from events where {one_of('arrival_day', days)} group by arrival_day"
         for some_days in portions(days, dict(duck.sql(counted).fetchall()), _PORTION_ROWS):
             _take_in(duck, lake, some_days)
         for name, key in (("items", "item_id"), ("users", "user_id")):
@@ -62,22 +62,22 @@ def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, days: Sequence[date]) 
     duck.register("events", lake.dataset(_EVENTS, inputs[_EVENTS]))
     if scope == {*days}:
         # All of it, but for repeats of a day that another run has half taken in.
-        affected = _one_of("arrival_day", days)
-        duck.execute(f"create or replace temp view taken as select * from events where {_one_of('arrival_day', days)}")
+        affected = one_of("arrival_day", days)
+        duck.execute(f"create or replace temp view taken as select * from events where {one_of('arrival_day', days)}")
     else:
         affected = "event_id in (select event_id from arrived)"
         _find_taken(duck, days, scope)
     duck.execute(_REPEATS_OF_TAKEN)
-    event_days = _days(duck, f"select event_day from taken union select day from held where {_one_of('arrival_day', days)}")
+    event_days = _days(duck, f"select event_day from taken union select day from held where {one_of('arrival_day', days)}")
     arrival_days = _days(duck, f"select arrival_day from repeats union select arrival_day from held_repeats where {affected}") | {*days}
 
     # The repeats come first. Were they older than the interactions, and this run killed in between, the next one would find
     # no trace of an id whose first arrival was withdrawn.
-    repeats = f"from repeats union all by name from held_repeats where {_one_of('arrival_day', arrival_days)} and not {affected}"
+    repeats = f"from repeats union all by name from held_repeats where {one_of('arrival_day', arrival_days)} and not {affected}"
     lake.replace(_REPEATS, duck.sql(repeats).to_arrow_table(), "silver", days, inputs, arrival_days, seen[_REPEATS])
     came = "select *, event_day as day from taken where (source_file, source_line) not in (select (source_file, source_line) from repeats)"
     gone = f"select *, day as event_day from held where {affected}"
-    kept = f"select *, day as event_day from held where {_one_of('day', event_days)} and not {affected}"
+    kept = f"select *, day as event_day from held where {one_of('day', event_days)} and not {affected}"
     interactions = duck.sql(f"{came} union all by name {kept}")
     changed = _others_changed(duck, came, gone, days)
     lake.replace(_INTERACTIONS, tables_of(interactions), "silver", days, inputs, event_days, seen[_INTERACTIONS], changed=changed)
@@ -85,7 +85,7 @@ def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, days: Sequence[date]) 
 
 def _others_changed(duck: duckdb.DuckDBPyConnection, came: str, gone: str, days: Collection[date]) -> set[date]:
     """The arrival days, beside `days`, of which other rows have come than have gone: a first arrival withdrawn brings up a repeat, for one."""
-    others = f"where not {_one_of('arrival_day', days)}"
+    others = f"where not {one_of('arrival_day', days)}"
     names = ", ".join(column.name for column in TABLES[_INTERACTIONS].columns)
     before, after = (f"select {names} from ({rows}) {others}" for rows in (gone, came))
     return _days(duck, f"select arrival_day from (({before}) except ({after}) union all (({after}) except ({before})))")
@@ -96,11 +96,11 @@ def _find_taken(duck: duckdb.DuckDBPyConnection, days: Collection[date], scope: 
 
     Of the history only the ids are read, and those days whole that have one of them.
     """
-    sources = " union ".join(f"select event_id from {name} where {_one_of('arrival_day', days)}" for name in ("events", "held", "held_repeats"))
+    sources = " union ".join(f"select event_id from {name} where {one_of('arrival_day', days)}" for name in ("events", "held", "held_repeats"))
     duck.execute(f"create or replace temp table arrived as {sources}")
     of_arrived = "semi join arrived using (event_id)"
-    came = _days(duck, f"select arrival_day from events {of_arrived} where {_one_of('arrival_day', scope)}")
-    duck.execute(f"create or replace temp table events_of_arrived as select * from events {of_arrived} where {_one_of('arrival_day', came)}")
+    came = _days(duck, f"select arrival_day from events {of_arrived} where {one_of('arrival_day', scope)}")
+    duck.execute(f"create or replace temp table events_of_arrived as select * from events {of_arrived} where {one_of('arrival_day', came)}")
     duck.execute("create or replace temp view taken as from events_of_arrived")
 
 
@@ -152,7 +152,7 @@ def validity(key: str, held: Sequence[Column], days: Collection[date]) -> str:
         with
         lines as (
             select *, {_content(held)} as content from said
-            where {_one_of("arrival_day", days)}
+            where {one_of("arrival_day", days)}
             qualify row_number() over (partition by {key}, arrival_day order by source_file desc, source_line desc) = 1
         ),
         changes as (
@@ -167,9 +167,3 @@ def validity(key: str, held: Sequence[Column], days: Collection[date]) -> str:
 
 def _days(duck: duckdb.DuckDBPyConnection, query: str) -> set[date]:
     return {row[0] for row in duck.sql(query).fetchall()}
-
-
-def _one_of(column: str, days: Iterable[date]) -> str:
-    """A condition that the reader of files understands, and leaves out the others."""
-    listed = ", ".join(f"date '{day}'" for day in sorted(days))
-    return f"{column} in ({listed})" if listed else "false"

@@ -29,26 +29,26 @@ if TYPE_CHECKING:
 console = Console(stderr=True, highlight=False)
 
 
-def run_steps(names: Sequence[str], days: DayRange, settings: Settings) -> None:
-    """Run the named steps in the order given, Spark ones over the whole range in one pass.
+def run_steps(work: Sequence[tuple[str, DayRange]], settings: Settings) -> None:
+    """Run the named steps, each for its days and in the order given, Spark ones over the whole range in one pass.
 
     Raises UnknownStep before anything runs; BadDay for a torch step over more than one day; ProcessFailed when a torch
     step fails, after its own message; EngineMissing, before anything runs, when a Spark step is among them and Java or the
     JARs don't fit.
     """
-    steps = [find_step(name) for name in names]
-    torch_steps = [step.name for step in steps if step.engine == "torch"]
-    if torch_steps and len(days) > 1:
-        raise BadDay(f"Step {torch_steps[0]} makes one day at a time; got {days}. Leave out --to.")
-    if any(step.engine == "spark" for step in steps):
+    steps = [(find_step(name), days) for name, days in work]
+    for step, days in steps:
+        if step.engine == "torch" and len(days) > 1:
+            raise BadDay(f"Step {step.name} makes one day at a time; got {days}. Leave out --to.")
+    if any(step.engine == "spark" for step, _ in steps):
         require_engine()
     lake = Lake(settings.lake_path, tuple(settings.event_types))
-    for engine, group in itertools.groupby(steps, key=lambda step: step.engine):
-        if engine == "torch":
-            run_models([step.name for step in group], "--day", str(days.first))
+    for (engine, night), group in itertools.groupby(steps, key=lambda item: (item[0].engine, item[1] if item[0].engine == "torch" else None)):
+        if night:
+            run_models([step.name for step, _ in group], "--day", str(night.first))
             continue
         with _spark(settings) if engine == "spark" else nullcontext() as spark:
-            for step in group:
+            for step, days in group:
                 with _timed(f"{step.name} {days}"):
                     lake.require_writable(step.writes)
                     run = importlib.import_module(step.module).run

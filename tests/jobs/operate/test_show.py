@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
-from typing import Any
+from datetime import date
 
 import pyarrow as pa
 import pytest
@@ -9,7 +8,6 @@ import pytest
 from jobs.contracts.errors import NotReady
 from jobs.lake import Lake
 from jobs.operate.show import print_lists, served_lists
-from jobs.operate.status import done_days, print_status, ruler
 
 DAY = date(2026, 1, 31)
 
@@ -46,21 +44,3 @@ def test_nothing_published_yet(lake: Lake) -> None:
     lake.ensure("serving.recommendations")
     with pytest.raises(NotReady, match="nothing was published yet"):
         served_lists(lake, ["ann"])
-
-
-def test_the_calendar_tells_made_days_from_others(lake: Lake, capsys: pytest.CaptureFixture[str]) -> None:
-    first = date(2026, 1, 29)
-    smallest: dict[str, Any] = {"string": "", "double": 0.0, "int": 0, "boolean": False, "date": first, "timestamp": datetime(2026, 1, 29, tzinfo=UTC)}
-    row = pa.table({column.name: [smallest[column.type]] for column in lake.columns("gold.transitions")}, lake.schema("gold.transitions"))
-    lake.replace("gold.transitions", row, "transitions", [first, DAY], {})
-    assert done_days(lake)["gold.transitions"] == {first, DAY}
-    print_status(lake)
-    lines = capsys.readouterr().out.splitlines()
-    assert next(line for line in lines if "gold.transitions" in line).split()[-3:] == ["2", "2026-01-31", "●·○"]
-    assert next(line for line in lines if "gold.policies" in line).split()[-3:] == ["0", "none", "···"]
-    assert ruler([first, DAY]) == "91"
-
-
-def test_a_lake_without_a_day(lake: Lake) -> None:
-    with pytest.raises(NotReady, match="No step has made anything"):
-        print_status(lake)

@@ -1,0 +1,185 @@
+"""What is told to be stale, against what is then made otherwise."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import date, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from jobs.contracts.days import DayRange, ranges
+from jobs.contracts.landing import Reason
+from jobs.ingest import bronze, silver
+from jobs.ingest.requeue import requeue
+from jobs.lake import Lake
+from jobs.operate.stale import Stale, find_stale, print_stale, recompute
+from jobs.settings import EventType, Settings
+from jobs.steps import find_step
+from tests.jobs.ingest.test_bronze import event, land
+
+if TYPE_CHECKING:
+    pass
+
+DAYS = [date(2026, 1, 1) + timedelta(days=number) for number in range(5)]
+INGESTED = [table for step in ("bronze", "silver") for table in find_step(step).writes]
+Days = Sequence[int]
+
+
+def deliver(settings: Settings, day: int, *lines: bytes, name: str = "a.json") -> None:
+    """Events of an arrival day; a file that is there is replaced."""
+    land(settings.landing_path, f"events/ds={DAYS[day]}/{name}", *lines)
+
+
+def line(name: str, day: int, **fields: Any) -> bytes:
+    return event(**{"event_id": name, "event_time": f"{DAYS[day]}T12:00:00Z", **fields})
+
+
+def say(settings: Settings, day: int, **prices: float) -> None:
+    land(settings.landing_path, f"items/ds={DAYS[day]}/i.json", *(json.dumps({"item_id": item, "price": price}).encode() for item, price in prices.items()))
+
+
+def ingest(lake: Lake, settings: Settings, days: Iterable[int] = range(len(DAYS))) -> None:
+    for some_days in ranges(DAYS[day] for day in days):
+        for module in (bronze, silver):
+            module.run(lake, settings, some_days)
+
+
+@pytest.fixture
+def taken_in(lake: Lake, settings: Settings) -> Lake:
+    """Five days, each with two events of its own, a line that is none, and from the second day on a copy of an event of the first day."""
+    for day in range(len(DAYS)):
+        copy = [line("d0 0", 0)] if day else []
+        deliver(settings, day, *(line(f"d{day} {number}", day, user_id=f"u{number}") for number in range(2)), *copy, b"no json")
+        say(settings, day, x=float(day // 2), y=1.0)
+    ingest(lake, settings)
+    return lake
+
+
+def told(lake: Lake, settings: Settings) -> dict[tuple[str, date], int]:
+    found = find_stale(lake, settings)
+    assert len({(one.table, one.day) for one in found}) == len(found), "a day of a table is told once"
+    return {(one.table, one.day): one.rows for one in found}
+
+
+def rows_of(lake: Lake, tables: Iterable[str]) -> dict[str, Counter[str]]:
+    return {table: Counter(map(repr, lake.read(table).to_pylist())) for table in tables}
+
+
+def changed(before: Counter[str], after: Counter[str]) -> int:
+    return max((before - after).total(), (after - before).total())
+
+
+def assert_told_rightly(lake: Lake, settings: Settings, days: Days, reasons: dict[str, str]) -> None:
+    """All that is stale are these run days, for these reasons; the rows told are those that another run then changes; after it nothing is stale."""
+    found = find_stale(lake, settings)
+    assert {one.table: one.reason for one in found} == reasons
+    assert {one.day for one in found} == {DAYS[day] for day in days}
+    before = rows_of(lake, INGESTED)
+    ingest(lake, settings, days)
+    after = rows_of(lake, INGESTED)
+    for table in INGESTED:
+        assert sum(one.rows for one in found if one.table == table) == changed(before[table], after[table]), table
+    assert find_stale(lake, settings) == []
+
+
+def test_nothing_is_stale_after_a_run(taken_in: Lake, settings: Settings) -> None:
+    assert find_stale(taken_in, settings) == []
+    for path in settings.landing_path.rglob("*.json"):
+        os.utime(path)
+    assert find_stale(taken_in, settings) == [], "the content counts, and no clock"
+    bronze.run(taken_in, settings, DayRange(DAYS[0], DAYS[1]))
+    silver.run(taken_in, settings, DayRange(DAYS[0], DAYS[1]))
+    assert find_stale(taken_in, settings) == []
+
+
+def test_a_lake_without_a_table(lake: Lake, settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    print_stale(lake, settings)
+    assert capsys.readouterr().out.startswith("Nothing is stale")
+
+
+def test_a_day_delivered_again(taken_in: Lake, settings: Settings) -> None:
+    deliver(settings, 2, line("d2 0", 2, user_id="u0"), line("d2 1", 2, user_id="another"), line("d0 0", 0), line("late", 0), b"no json")
+    why = f"events/ds={DAYS[2]}/a.json has changed"
+    stale = "bronze.events is stale"
+    assert_told_rightly(taken_in, settings, [2], {"bronze.events": why, "bronze.files": why, "bronze.quarantine": why, "silver.interactions": stale})
+
+
+def test_a_first_copy_that_is_withdrawn(taken_in: Lake, settings: Settings) -> None:
+    """The next day's copy comes to light, and is a repeat no more."""
+    deliver(settings, 0, line("d0 1", 0, user_id="u1"), b"no json")
+    why = f"events/ds={DAYS[0]}/a.json has changed"
+    reasons = dict.fromkeys(("bronze.events", "bronze.files", "bronze.quarantine"), why)
+    reasons |= dict.fromkeys(("silver.interactions", "silver.repeats"), "bronze.events is stale")
+    assert_told_rightly(taken_in, settings, [0], reasons)
+
+
+def test_files_that_come_and_go(taken_in: Lake, settings: Settings) -> None:
+    (settings.landing_path / f"events/ds={DAYS[1]}/a.json").rename(settings.landing_path / f"events/ds={DAYS[1]}/b.json")
+    why = f"events/ds={DAYS[1]}/b.json is new, and 1 more"
+    reasons = dict.fromkeys(("bronze.events", "bronze.files", "bronze.quarantine"), why)
+    reasons |= dict.fromkeys(("silver.interactions", "silver.repeats"), "bronze.events is stale")
+    assert_told_rightly(taken_in, settings, [1], reasons)
+
+
+def test_items_delivered_again(taken_in: Lake, settings: Settings) -> None:
+    say(settings, 2, x=1.0, y=2.0)
+    why = f"items/ds={DAYS[2]}/i.json has changed"
+    assert_told_rightly(taken_in, settings, [2], {"bronze.items": why, "bronze.files": why, "silver.items": "bronze.items is stale"})
+
+
+def test_bronze_alone_was_run_again(taken_in: Lake, settings: Settings) -> None:
+    deliver(settings, 3, line("d3 0", 3, value=3.5), b"no json")
+    bronze.run(taken_in, settings, DayRange(DAYS[3], DAYS[3]))
+    reasons = dict.fromkeys(("silver.interactions", "silver.repeats"), "bronze.events has changed")
+    assert_told_rightly(taken_in, settings, [3], reasons)
+
+
+def test_other_names_in_the_settings(taken_in: Lake, settings: Settings) -> None:
+    """`no json` stays what it is; every day is read anew all the same, and of bronze only the ledger would tell a difference."""
+    other = settings.model_copy(update={"landing": settings.landing.model_copy(update={"event_types": {"look": "impression"}})})
+    found = find_stale(taken_in, other)
+    assert {(one.table, one.reason, one.rows) for one in found} == {("bronze.files", "the settings name other fields or event types", 2)}
+    assert [one.day for one in found] == DAYS
+    recompute(taken_in, other)
+    assert find_stale(taken_in, other) == []
+
+
+def test_what_came_out_of_quarantine(taken_in: Lake, settings: Settings) -> None:
+    deliver(settings, 4, line("d4 0", 4, event_type="look"))
+    ingest(taken_in, settings, [4])
+    other = settings.model_copy(update={"event_types": settings.event_types | {"look": EventType()}})
+    wider = Lake(taken_in.root, tuple(other.event_types))
+    requeue(wider, other, DayRange(DAYS[4], DAYS[4]), [Reason.UNKNOWN_EVENT_TYPE])
+    found = [one for one in find_stale(wider, other) if one.table.startswith("silver")]
+    assert found == [Stale("silver.interactions", DAYS[4], "bronze.events is stale", 1)], "the settings are others too"
+
+
+def test_landing_that_was_emptied(taken_in: Lake, settings: Settings) -> None:
+    """What has been taken in stays; a day of which one feed is left counts as delivered again."""
+    for path in settings.landing_path.rglob(f"ds={DAYS[0]}/*.json"):
+        path.unlink()
+    assert find_stale(taken_in, settings) == []
+    before = rows_of(taken_in, INGESTED)
+    ingest(taken_in, settings)
+    assert rows_of(taken_in, INGESTED) == before
+    (settings.landing_path / f"events/ds={DAYS[1]}/a.json").unlink()
+    assert {one.reason for one in find_stale(taken_in, settings) if one.table == "bronze.events"} == {f"events/ds={DAYS[1]}/a.json is gone"}
+    for path in settings.landing_path.rglob("*.json"):
+        path.unlink()
+    assert find_stale(taken_in, settings) == []
+
+
+def test_what_a_table_was_made_from_is_gone(taken_in: Lake, settings: Settings) -> None:
+    """With nothing left to compare bronze with, all ids of the day may have changed: silver itself is compared."""
+    old = {Path(uri) for uri in taken_in.dataset("bronze.events").files}
+    deliver(settings, 3, line("d3 0", 3, user_id="u0"), line("d3 1", 3, user_id="u1"), line("d0 0", 0), b"no json", b"nor this")
+    bronze.run(taken_in, settings, DayRange(DAYS[3], DAYS[3]))
+    assert find_stale(taken_in, settings) == [], "but for the line in quarantine it brought the same"
+    for path in old - {Path(uri) for uri in taken_in.dataset("bronze.events").files}:
+        path.unlink()
+    assert find_stale(taken_in, settings) == [], "of the ids that may have changed, silver is made anew and compared"
