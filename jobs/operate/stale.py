@@ -213,7 +213,7 @@ class _Search:
 
     def transitions(self) -> None:
         """A night rebuilds the days around what arrived on its day: the rows, there, of the users of whom something else is known."""
-        if not self.lake.exists(TRANSITIONS):
+        if not all(map(self.lake.exists, find_step("transitions").writes)):
             return
         changes, reach, steps = self._changes(TRANSITIONS), reach_days(self.settings), ", ".join(f"'{name}'" for name in self.settings.step_types)
         otherwise = self._tell_other_rules(TRANSITIONS, "the settings of rewards or episodes are others")

@@ -4,7 +4,7 @@ from datetime import date
 
 import pytest
 
-from jobs.contracts.days import DayRange, parse_day, portions
+from jobs.contracts.days import DayRange, parse_day, portions, ranges
 from jobs.contracts.errors import BadDay
 
 
@@ -42,3 +42,9 @@ def test_portions() -> None:
     assert list(portions(days, {}, 5)) == [days]
     assert list(portions(days, {first: 9}, 5)) == [[first], others]
     assert list(portions([], {}, 5)) == []
+
+
+def test_ranges() -> None:
+    days = list(DayRange.parse("2026-01-30", "2026-02-03"))
+    assert ranges([days[4], days[0], days[1], days[0], days[3]]) == [DayRange(days[0], days[1]), DayRange(days[3], days[4])]
+    assert ranges([]) == []

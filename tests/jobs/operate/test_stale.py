@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from datetime import date, timedelta
+from contextlib import nullcontext
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pytest
 
 from jobs.contracts.days import DayRange, ranges
 from jobs.contracts.landing import Reason
+from jobs.features import features
 from jobs.ingest import bronze, silver
 from jobs.ingest.requeue import requeue
 from jobs.lake import Lake
 from jobs.operate.stale import Stale, find_stale, print_stale, recompute
 from jobs.settings import EventType, Settings
-from jobs.steps import find_step
+from jobs.steps import FEATURES_DAILY, POLICY_DAILY, find_step
+from jobs.transitions import transitions
 from tests.jobs.ingest.test_bronze import event, land
 
 if TYPE_CHECKING:
-    pass
+    from pyspark.sql import SparkSession
 
 DAYS = [date(2026, 1, 1) + timedelta(days=number) for number in range(5)]
 INGESTED = [table for step in ("bronze", "silver") for table in find_step(step).writes]
@@ -183,3 +187,104 @@ def test_what_a_table_was_made_from_is_gone(taken_in: Lake, settings: Settings) 
     for path in old - {Path(uri) for uri in taken_in.dataset("bronze.events").files}:
         path.unlink()
     assert find_stale(taken_in, settings) == [], "of the ids that may have changed, silver is made anew and compared"
+
+
+FEATURES = ("gold.user_partials", "gold.item_partials", "gold.user_features", "gold.item_features")
+TRANSITIONS = ("gold.candidate_sets", "gold.unattributed", "gold.transitions")
+
+
+def test_all_that_follows_from_a_day_delivered_again(
+    spark: SparkSession, lake: Lake, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever then changes was told before, with at least as many rows; made again, all is as in a new lake."""
+    monkeypatch.setattr("jobs.operate.run._spark", lambda settings: nullcontext(spark))  # the session of the tests
+    for day in range(4):
+        shown = [line(f"s{day} {user}", day, event_type="impression", user_id=f"u{user}", item_id=f"i{(user + day) % 3}") for user in range(4)]
+        clicks = [line(f"c{day} {user}", day, event_type="click", user_id=f"u{user}", item_id=f"i{(user + day) % 3}") for user in range(0, 4, 2)]
+        late = [line(f"late{day}", day - 1, event_type="click", user_id="u1", item_id=f"i{day % 3}")] if day else []
+        deliver(settings, day, *shown, *clicks, *late)
+    run_all(spark, lake, settings, DAYS[0], DAYS[3])
+    assert find_stale(lake, settings) == []
+
+    # Of the third day one user's click is another's, the late one is gone, and one of the first day has come.
+    kept = [line(f"s2 {user}", 2, event_type="impression", user_id=f"u{user}", item_id=f"i{(user + 2) % 3}") for user in range(4)]
+    come = [line("c2 0", 2, event_type="click", user_id="u3", item_id="i2"), line("new", 0, event_type="purchase", user_id="u2", item_id="i9")]
+    deliver(settings, 2, *kept, *come)
+    expected = told(lake, settings)
+    assert {day for table, day in expected if table not in FEATURES} == {DAYS[2]}, "the day of the run that makes it again"
+    before = by_day(lake)
+    recompute(lake, settings)
+    after = by_day(lake)
+    different = {key: changed(before[key], after[key]) for key in before.keys() | after.keys() if before[key] != after[key]}
+    assert {table for table, _ in different} == {*FEATURES, "gold.transitions", "gold.unattributed"}
+    assert {key for key in different if key[0] in FEATURES} == {key for key in expected if key[0] in FEATURES}
+    for (table, key), rows in different.items():
+        assert rows <= expected[table, key if table in FEATURES else DAYS[2]], (table, key)
+    assert ("gold.user_features", DAYS[1]) not in expected
+    assert find_stale(lake, settings) == []
+    commits = [len(lake.commits(table)) for table in FEATURES]
+    recompute(lake, settings)
+    assert [len(lake.commits(table)) for table in FEATURES] == commits
+
+    fresh = Lake(tmp_path / "fresh", lake.event_types)
+    run_all(spark, fresh, settings, DAYS[0], DAYS[3])
+    tables = [table for step in FEATURES_DAILY for table in find_step(step).writes]
+    assert rows_of(lake, tables) == rows_of(fresh, tables)
+
+    richer = settings.model_copy(update={"event_types": settings.event_types | {"click": EventType(reward="2", maturity_days=1)}})
+    assert {(one.table, one.day) for one in find_stale(lake, richer)} == {("gold.transitions", day) for day in DAYS[:4]}
+
+
+def run_all(spark: SparkSession, lake: Lake, settings: Settings, first: date, last: date) -> None:
+    days = DayRange(first, last)
+    for ingesting in (bronze, silver):
+        ingesting.run(lake, settings, days)
+    for building in (features, transitions):
+        building.run(spark, lake, settings, days)
+
+
+def by_day(lake: Lake) -> dict[tuple[str, date], Counter[str]]:
+    """Rows of the tables that Spark makes, by table and day of the run that would make them again."""
+    found: dict[tuple[str, date], Counter[str]] = defaultdict(Counter)
+    for table in (*FEATURES, *TRANSITIONS):
+        for held in lake.read(table).to_pylist():
+            found[table, held.get("arrival_day") or held["day"]][repr(held)] += 1
+    return found
+
+
+def test_the_newest_night(lake: Lake, settings: Settings) -> None:
+    """Another transition of its window makes the night stale from its policy on; a night before it stays as it was decided."""
+    night, before = DAYS[4], DAYS[3]
+    for table in ("silver.interactions", "silver.items", "gold.transitions"):
+        lake.replace(table, row(lake, table, night), "test", [before, night], {})
+    for day in (before, night):
+        for step in POLICY_DAILY:
+            for table in find_step(step).writes:
+                inputs = lake.versions(find_step(step).reads)
+                lake.replace(table, row(lake, table, day), step, [day], inputs)
+    assert find_stale(lake, settings) == []
+    lake.replace("gold.verdicts", row(lake, "gold.verdicts", before, serving="another"), "gate", [before], {})
+    lake.replace("gold.transitions", row(lake, "gold.transitions", night), "transitions", [night], {})
+    assert find_stale(lake, settings) == [], "the same rows again"
+
+    lake.replace("gold.evaluations", row(lake, "gold.evaluations", night, value=1.0), "evaluate", [night], lake.versions(find_step("evaluate").reads))
+    assert [(one.table, one.day, one.reason) for one in find_stale(lake, settings)] == [
+        ("gold.verdicts", night, "gold.evaluations has changed"),
+        ("gold.recommendations", night, "gold.verdicts is stale"),
+        ("gold.audits", night, "gold.verdicts is stale"),
+        ("serving.recommendations", night, "gold.recommendations is stale"),
+    ]
+    lake.replace("gold.transitions", row(lake, "gold.transitions", before), "transitions", [before], {})
+    found = find_stale(lake, settings)
+    assert [one.table for one in found] == [table for step in POLICY_DAILY for table in find_step(step).writes]
+    assert (found[0].day, found[0].reason) == (night, "gold.transitions has changed")
+    lake.replace("gold.transitions", row(lake, "gold.transitions", night + timedelta(days=1)), "transitions", [night + timedelta(days=1)], {})
+    assert find_stale(lake, settings) == [], "the next night has not run, and is not stale"
+
+
+def row(lake: Lake, table: str, day: date, **columns: Any) -> Any:
+    """One row of a table, as small as it may be but for these columns."""
+    smallest: dict[str, Any] = {"string": "", "double": 0.0, "bigint": 0, "int": 0, "boolean": False, "date": day}
+    smallest |= {"timestamp": datetime(day.year, day.month, day.day, tzinfo=UTC)}
+    values = {column.name: None if column.nullable else [] if column.type.startswith("array") else smallest[column.type] for column in lake.columns(table)}
+    return pa.Table.from_pylist([values | columns], lake.schema(table))
