@@ -100,8 +100,9 @@ class Reference:
         if not any(self.landed.get(day) for day in range(days.stop)):
             return EmptyLanding
         for day in days:
-            self.stale |= {day} if self.read.get(day) != self.landed[day] else set()
-            self.read[day] = self.landed[day]
+            files = self.landed[day] or self.read.get(day, ())  # a day whose files are gone keeps what they brought
+            self.stale |= {day} if self.read.get(day) != files else set()
+            self.read[day] = files
         return None
 
     def silver(self, days: range) -> type[Exception] | None:

@@ -101,7 +101,7 @@ def content(lake: Lake) -> dict[str, list[str]]:
     return {table: sorted(map(repr, lake.read(table).to_pylist())) for table in TABLES if lake.exists(table)}
 
 
-LEFT_OPEN = {"bronze.quarantine": ("detail",), "bronze.files": ("rules",), "silver.repeats": ("line",)}
+LEFT_OPEN = {"bronze.quarantine": ("detail",), "bronze.files": ("rules", "modified"), "silver.repeats": ("line",)}
 
 
 def plain(row: Row, table: str) -> Row:
