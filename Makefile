@@ -12,12 +12,12 @@ export OMP_WAIT_POLICY := passive
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-airflow test-real bench bench-ingest check format doctor pins clean
+.PHONY: help setup demo test test-airflow test-breaking test-real bench bench-ingest check format doctor pins clean
 
 help: ## print this page
 	@echo "Nightjar: nightly recommendations from raw interaction logs."
 	@echo
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 	@echo
 	@echo "KEEP=1 leaves the demo's Airflow running. ARGS='--users 500 --days 10' changes the demo's world."
 
@@ -27,10 +27,13 @@ demo: setup ## 30 days of a simulated world, its last night through a real Airfl
 	@$(BIN)/nightjar demo $(if $(KEEP),--keep) $(ARGS)
 
 test: setup ## run the tests
-	@$(BIN)/python -m pytest --ignore=tests/real --ignore=tests/airflow $(ARGS)
+	@$(BIN)/python -m pytest --ignore=tests/real --ignore=tests/airflow --ignore=tests/breaking $(ARGS)
 
 test-airflow: setup ## compare Airflow's backfill with nightjar's: a Spark session a task, so some minutes
 	@$(BIN)/python -m pytest tests/airflow $(ARGS)
+
+test-breaking: setup ## kill Spark steps and set them upon each other: a Spark session a process, so some minutes
+	@$(BIN)/python -m pytest tests/breaking $(ARGS)
 
 test-real: setup ## run the whole chain on the real data sets of ../shared/data
 	@if [ -d ../shared/data ]; then $(BIN)/python -m pytest tests/real -s $(ARGS); \

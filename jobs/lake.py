@@ -241,7 +241,7 @@ class Lake:
         fingerprint: str = "",
     ) -> None:
         """Replace days of a table by a Spark frame in one commit, recorded as making `days`; the rest is as in `replace`."""
-        from delta.exceptions import DeltaConcurrentModificationException
+        from delta import exceptions as conflicts
 
         self.ensure(table)
         self._refuse_overtaken(table, days, inputs)
@@ -261,7 +261,7 @@ class Lake:
             writer = writer.option("replaceWhere", _days_in(contract.partition_by, replaced))
         try:
             writer.save(self.path(table))
-        except DeltaConcurrentModificationException as error:
+        except tuple(getattr(conflicts, name) for name in conflicts.__all__) as error:  # the one named like their parent is none
             raise self._overtaken(table, days) from error
         # Spark can't be told which version the rows were made from: whether it was the last one shows afterwards.
         if seen is not None and self.version(table) != seen + 1:

@@ -38,10 +38,13 @@ def touched(days: Iterable[date], reach: int, arrivals: Iterable[tuple[date, dat
     return newest
 
 
-def as_of_days(touched: Mapping[date, date], known: Mapping[date, date]) -> dict[date, date]:
-    """`as_of_day` of each day to rebuild: never below what its rows know already. Days that lie after it have no rows yet and are left out."""
-    as_of = {day: max(by, known.get(day, by)) for day, by in touched.items()}
-    return {day: by for day, by in as_of.items() if day <= by}
+def as_of_days(newest: Mapping[date, date], days: Iterable[date]) -> dict[date, date]:
+    """`as_of_day` of each of `days`: the newest night, of all that were run so far, that changed something in it.
+
+    It comes from the nights and not from the rows, which another run may just be writing: so no order of runs lowers it.
+    Days that lie after it have no rows yet and are left out.
+    """
+    return {day: newest[day] for day in days if day in newest and day <= newest[day]}
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@ neighbouring steps alone, so that a day can be rebuilt from the days around it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from datetime import date
 from typing import TYPE_CHECKING
 
-import pyarrow.compute as pc
 from pyspark.sql import Window
 from pyspark.sql import functions as sf
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
 
 SILVER = "silver.interactions"
-AS_OF = ("gold.transitions", "gold.unattributed")  # the tables whose rows say how much they know
 USER = ("cut", "user_id")
 STEP_ORDER = ("event_time", "position", "event_id")  # a missing position comes first
 
@@ -43,13 +41,12 @@ def run(spark: SparkSession, lake: Lake, settings: Settings, days: DayRange) -> 
     inputs = lake.versions(step.reads)
     silver = lake.frame(spark, SILVER, inputs[SILVER])
     reach = reach_days(settings)
-    newest = touched(days, reach, arrivals(silver, days))
-    anew = {near for day in went(lake, days, inputs[SILVER]) for near in around(day, reach)}
-    if anew:
-        nights = lake.done(AS_OF[0]) | {*days}
-        reasons = touched(nights, reach, arrivals(silver.where(sf.col("day").isin(sorted(near for day in anew for near in around(day, reach)))), nights))
-        newest |= {day: reasons[day] for day in anew & reasons.keys()}
-    as_of = as_of_days(newest, known(lake, newest.keys() - anew))
+    gone = {near for day in went(lake, days, inputs[SILVER]) for near in around(day, reach)}
+    rebuilt = gone | touched(days, reach, arrivals(silver, days)).keys()
+    nights = {*days}.union(*map(lake.done, step.writes))  # one that is just being written counts already
+    near = {near for day in rebuilt for near in around(day, reach)}
+    newest = touched(nights, reach, arrivals(silver.where(sf.col("day").isin(sorted(near))), nights))
+    as_of = as_of_days(newest, rebuilt)
     seen = visible(spark, silver, looks(as_of, reach, days.last), settings)
     events = attributed(with_neighbours(narrow(seen, settings)), settings).persist()
     try:
@@ -58,7 +55,7 @@ def run(spark: SparkSession, lake: Lake, settings: Settings, days: DayRange) -> 
             ("gold.unattributed", unattributed(events, reach)),
             ("gold.transitions", transitions(events, settings)),
         ):
-            lake.replace_frame(table, frame, step.name, [*days], inputs, anew | as_of.keys(), versions[table], settings.rules(step.name))
+            lake.replace_frame(table, frame, step.name, [*days], inputs, gone | as_of.keys(), versions[table], settings.rules(step.name))
     finally:
         events.unpersist()
 
@@ -74,24 +71,13 @@ def went(lake: Lake, days: DayRange, version: int) -> set[date]:
 
     What a day had brought, and brings no more once it is delivered again, has to leave the days on which it happened.
     """
-    read = {day: commit.inputs.get(SILVER, -1) for commit in lake.commits(AS_OF[0]) for day in commit.days if day in days}
+    read = {day: commit.inputs.get(SILVER, -1) for commit in lake.commits("gold.transitions") for day in commit.days if day in days}
     return {
         event_day
         for commit in lake.commits(SILVER)
         if any(read.get(day, version) < commit.version <= version for day in commit.days | commit.changed)
         for event_day in commit.replaced
     }
-
-
-def known(lake: Lake, days: Collection[date]) -> dict[date, date]:
-    """`as_of_day` of the rows that there are already of each of `days`."""
-    newest: dict[date, date] = {}
-    for table in AS_OF:
-        if lake.exists(table):
-            rows = lake.read(table, ["day", "as_of_day"], pc.field("day").isin(sorted(days)))
-            for row in rows.group_by("day").aggregate([("as_of_day", "max")]).to_pylist():
-                newest[row["day"]] = max(row["as_of_day_max"], newest.get(row["day"], row["as_of_day_max"]))
-    return newest
 
 
 def visible(spark: SparkSession, interactions: DataFrame, looks: list[Look], settings: Settings) -> DataFrame:

@@ -147,6 +147,22 @@ def test_a_spark_step_that_was_overtaken_says_so(spark: SparkSession, lake: Lake
         lake.replace_frame(table, lake.frame(spark, table), "step", [FIRST], {}, seen=seen)
 
 
+def test_a_conflict_that_delta_itself_finds(spark: SparkSession, lake: Lake) -> None:
+    """The other commit comes while Spark makes its rows."""
+    table = "gold.unattributed"
+    row = blank(lake, table, FIRST)
+    lake.replace(table, row, "step", [FIRST], {})
+
+    def meanwhile(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        lake.replace(table, row, "other", [FIRST], {})
+        yield from batches
+
+    frame = lake.frame(spark, table)
+    with pytest.raises(ConcurrentWrite):
+        lake.replace_frame(table, frame.mapInArrow(meanwhile, frame.schema), "step", [FIRST], {})
+    assert [commit.step for commit in lake.commits(table)] == ["step", "other"]
+
+
 def test_insisting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     tries: list[int] = []

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from deltalake import DeltaTable
 from jobs.contracts.days import DayRange
 from jobs.contracts.errors import NotReady
 from jobs.contracts.rewards import UNATTRIBUTED_REASONS
-from jobs.lake import Lake
+from jobs.lake import Lake, insist
 from jobs.settings import CONFIG_VARIABLE, Settings
 from jobs.transitions.transitions import run
 from tests.jobs.silver import FIRST, Row, at, event, put, random_log
@@ -216,6 +217,49 @@ def test_what_a_day_brings_no_more_leaves_the_days_on_which_it_happened(spark: S
     fresh = Lake(tmp_path / "fresh", lake.event_types)
     put(fresh, log, DAYS[:5])
     run(spark, fresh, settings, DayRange(DAYS[0], DAYS[4]))
+    assert bits(lake) == bits(fresh)
+
+
+def test_nights_whose_arrivals_come_in_the_reverse_order(spark: SparkSession, world: tuple[Settings, Lake], tmp_path: Path) -> None:
+    """Silver takes in the last day first. The run of that night finds no row of the days before, and knows of them all the same."""
+    settings, lake = world
+    log = random_log(seed=8, days=3, events=80, types=list(TYPES))
+    log = [row for row in log if row["arrival_day"] <= DAYS[2]]
+    for night in (2, 1, 0):
+        put(lake, [row for row in log if row["arrival_day"] >= DAYS[night]], DAYS[night : night + 1])
+        run(spark, lake, settings, DayRange(DAYS[night], DAYS[night]))
+    fresh = Lake(tmp_path / "fresh", lake.event_types)
+    put(fresh, log, DAYS[:3])
+    run(spark, fresh, settings, DayRange(DAYS[0], DAYS[2]))
+    assert bits(lake) == bits(fresh)
+
+
+def test_a_night_that_begins_between_the_writes_of_a_later_one(
+    spark: SparkSession, world: tuple[Settings, Lake], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks before the later one has written its transitions, and writes its own after that: what the later one knew is not lost."""
+    settings, lake = world
+    log = [event("show", at(day, hour), event_id=f"{day} {hour}") for day in range(3) for hour in (1, 3)]
+    put(lake, log, DAYS[:3])
+    run(spark, lake, settings, DayRange(DAYS[0], DAYS[1]))
+    original = Lake.replace_frame
+    held_back: list[Any] = []
+
+    def come_in_between(self: Lake, *arguments: Any) -> None:
+        if held_back:
+            monkeypatch.setattr(Lake, "replace_frame", original)
+            original(self, *held_back)
+        elif arguments[0] == "gold.transitions":
+            held_back.extend(arguments)
+            insist(partial(run, spark, lake, settings, DayRange(DAYS[1], DAYS[1])))
+            return
+        original(self, *arguments)
+
+    monkeypatch.setattr(Lake, "replace_frame", come_in_between)
+    run(spark, lake, settings, DayRange(DAYS[2], DAYS[2]))
+    fresh = Lake(tmp_path / "fresh", lake.event_types)
+    put(fresh, log, DAYS[:3])
+    run(spark, fresh, settings, DayRange(DAYS[0], DAYS[2]))
     assert bits(lake) == bits(fresh)
 
 
