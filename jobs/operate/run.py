@@ -40,7 +40,7 @@ def run_steps(names: Sequence[str], days: DayRange, settings: Settings) -> None:
     if torch_steps and len(days) > 1:
         raise BadDay(f"Step {torch_steps[0]} makes one day at a time; got {days}. Leave out --to.")
     if any(step.engine == "spark" for step in steps):
-        require_engine()
+        require_engine(settings)
     lake = Lake(settings.lake_path, tuple(settings.event_types))
     for engine, group in itertools.groupby(steps, key=lambda step: step.engine):
         if engine == "torch":
