@@ -16,7 +16,6 @@ import random
 import re
 import subprocess
 import time
-import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from jobs.contracts.errors import ConcurrentWrite, ContractBroken, LakeUnwritable, NotReady
 from jobs.contracts.features import declared
 from jobs.contracts.tables import TABLES, Column, Table
-from jobs.storage import SCHEME, Location, S3Path, delta_options, filesystem, prove_reachable, prove_writable, unreachable
+from jobs.storage import S3A_SCHEME, SCHEME, Location, S3Path, delta_options, filesystem, prove_reachable, prove_writable, unreachable
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
@@ -244,7 +243,7 @@ class Lake:
         seen: int | None = None,
     ) -> None:
         """Replace days of a table by a Spark frame in one commit, recorded as making `days`; the rest is as in `replace`."""
-        from delta.exceptions import DeltaConcurrentModificationException
+        from delta import exceptions as conflicts
 
         self.ensure(table)
         self._refuse_overtaken(table, days, inputs)
@@ -263,7 +262,16 @@ class Lake:
             writer = writer.option("replaceWhere", _days_in(contract.partition_by, days if partitions is None else partitions))
         try:
             writer.save(self._spark_path(table))
-        except DeltaConcurrentModificationException as error:
+        except (  # each is a kind of the first one in Java; in Python they are strangers
+            conflicts.DeltaConcurrentModificationException,
+            conflicts.ConcurrentWriteException,
+            conflicts.MetadataChangedException,
+            conflicts.ProtocolChangedException,
+            conflicts.ConcurrentAppendException,
+            conflicts.ConcurrentDeleteReadException,
+            conflicts.ConcurrentDeleteDeleteException,
+            conflicts.ConcurrentTransactionException,
+        ) as error:
             raise self._overtaken(table, days) from error
         # Spark can't be told which version the rows were made from: whether it was the last one shows afterwards.
         if seen is not None and self.version(table) != seen + 1:
@@ -330,7 +338,7 @@ class Lake:
         return delta_options(self.root.s3) if isinstance(self.root, S3Path) else None
 
     def _spark_path(self, table: str) -> str:
-        return self.path(table).replace(SCHEME, "s3a://", 1) if isinstance(self.root, S3Path) else self.path(table)
+        return self.path(table).replace(SCHEME, S3A_SCHEME, 1) if isinstance(self.root, S3Path) else self.path(table)
 
     @contextmanager
     def _store(self) -> Iterator[None]:
@@ -357,25 +365,6 @@ class Lake:
                 f"Table {table} in {self.root} has no column {', '.join(missing)}; it has {', '.join(sorted(there))}. "
                 "It was made by another version, or with other event types: make it again in a new lake."
             )
-
-
-def prove_safe(root: S3Path) -> None:
-    """Raise LakeUnwritable when a lake can't lie there: nothing can be written, or of two commits of one version both are taken."""
-    prove_writable(root)
-    place = root / f".probe-{uuid.uuid4().hex}"
-    options, rows = delta_options(root.s3), pa.table({"number": [1]})
-    try:
-        write_deltalake(str(place), rows, storage_options=options)
-        readers = [DeltaTable(str(place), storage_options=options) for _ in range(2)]
-        for reader in readers:
-            write_deltalake(reader, rows, mode="overwrite", commit_properties=CommitProperties(max_commit_retries=0))
-    except CommitFailedError:
-        return
-    except OSError as error:
-        raise unreachable(str(root), root.s3, error) from error
-    finally:
-        place.remove_all()
-    raise LakeUnwritable(f"{root} is in a store that knows no conditional PUT (`If-None-Match: *`), so of two runs at once one could undo the other's commit.")
 
 
 class _Stream:
