@@ -2,7 +2,7 @@ package nightjar
 
 import java.nio.charset.StandardCharsets.UTF_8
 import java.nio.file.FileAlreadyExistsException
-import java.util.{Iterator => Lines}
+import java.util.{Collections, Iterator => Lines, UUID}
 
 import scala.annotation.tailrec
 
@@ -11,6 +11,23 @@ import org.apache.hadoop.conf.Configuration
 import org.apache.hadoop.fs.Options.CreateFileOptionKeys.FS_OPTION_CREATE_CONDITIONAL_OVERWRITE
 import org.apache.hadoop.fs.Path
 import org.apache.hadoop.fs.s3a.{AWSBadRequestException, RemoteFileChangedException}
+
+object S3LogStore {
+
+  /** Whether, of two commits of one version below that folder, the store refuses one. An object is written for it, and removed. */
+  def isSafe(folder: String, conf: Configuration): Boolean = {
+    val probe = new Path(folder, s".probe-${UUID.randomUUID}")
+    val store = new S3LogStore(conf)
+    def commit(): Unit = store.write(probe, Collections.emptyIterator[String], false, conf)
+    try {
+      commit()
+      commit()
+      false
+    } catch {
+      case _: FileAlreadyExistsException => true
+    } finally probe.getFileSystem(conf).delete(probe, false)
+  }
+}
 
 /**
  * Writes Delta's log to S3 so that of two commits of one version, by whichever processes and engines, one is refused.

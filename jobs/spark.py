@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.contracts.errors import EngineMissing
+from jobs.contracts.errors import EngineMissing, LakeUnwritable
 from jobs.settings import Settings
-from jobs.storage import S3Path, hadoop_options
+from jobs.storage import S3A_SCHEME, SCHEME, S3Path, hadoop_options, prove_reachable
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -99,7 +99,10 @@ def _class_archive() -> list[str]:
 
 
 def start_session(settings: Settings) -> SparkSession:
-    """Start Spark on this machine with Delta, in UTC. Raises EngineMissing when Java or the JARs don't fit."""
+    """Start Spark on this machine with Delta, in UTC.
+
+    Raises EngineMissing when Java or the JARs don't fit, StoreUnreachable or LakeUnwritable when a lake on S3 can't be used safely.
+    """
     java_version()
     jars = ":".join(str(jar) for jar in _jars(settings))
     os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
@@ -134,4 +137,17 @@ def start_session(settings: Settings) -> SparkSession:
             builder = builder.config(f"spark.hadoop.{name}", value)
     else:
         builder = builder.config("spark.sql.warehouse.dir", str(settings.lake_path / "_warehouse"))
-    return builder.getOrCreate()
+    session = builder.getOrCreate()
+    if isinstance(settings.lake_path, S3Path):
+        _require_conditions(session, settings.lake_path)
+    return session
+
+
+def _require_conditions(session: SparkSession, lake: S3Path) -> None:
+    prove_reachable(lake)  # in seconds, where S3A would try for minutes
+    assert session._jvm is not None
+    if not session._jvm.nightjar.S3LogStore.isSafe(str(lake).replace(SCHEME, S3A_SCHEME, 1), session._jsc.hadoopConfiguration()):
+        raise LakeUnwritable(
+            f"The lake {lake} is in a store that knows no conditional PUT (If-None-Match: *), so of two runs at once one could undo what the other "
+            "has committed. Newer versions of most stores know it; else set `lake` in nightjar.toml elsewhere."
+        )

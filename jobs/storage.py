@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from jobs.settings import S3
 
 SCHEME = "s3://"
-_CONNECT_SECONDS, _REQUEST_SECONDS, _ATTEMPTS = 3, 60, 3
+S3A_SCHEME = "s3a://"  # what Hadoop calls it
+_CONNECT_SECONDS, _SILENT_SECONDS, _ATTEMPTS = 3, 10, 5
 
 
 class Stat(NamedTuple):
@@ -218,7 +219,7 @@ def region(s3: S3) -> str:
 
 
 @cache
-def filesystem(s3: S3) -> pafs.S3FileSystem:
+def filesystem(s3: S3, attempts: int = _ATTEMPTS) -> pafs.S3FileSystem:
     """Arrow's way to a store."""
     import pyarrow.fs as pafs
 
@@ -226,8 +227,8 @@ def filesystem(s3: S3) -> pafs.S3FileSystem:
         region=region(s3),
         endpoint_override=s3.endpoint or None,
         connect_timeout=_CONNECT_SECONDS,
-        request_timeout=_REQUEST_SECONDS,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
+        request_timeout=_SILENT_SECONDS,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
     )
 
 
@@ -237,8 +238,6 @@ def delta_options(s3: S3) -> dict[str, str]:
     return own | {
         "aws_region": region(s3),
         "aws_conditional_put": "etag",
-        "connect_timeout": f"{_CONNECT_SECONDS}s",
-        "timeout": f"{_REQUEST_SECONDS}s",
     }
 
 
@@ -262,7 +261,7 @@ def _prove_reachable(bucket: str, s3: S3) -> None:
     import pyarrow.fs as pafs
 
     try:
-        found = filesystem(s3).get_file_info(bucket).type != pafs.FileType.NotFound
+        found = filesystem(s3, attempts=1).get_file_info(bucket).type != pafs.FileType.NotFound
     except OSError as error:
         raise unreachable(f"The bucket {bucket}", s3, error) from error
     if not found:

@@ -17,10 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.contracts.errors import EngineMissing, MachineUnfit, NightjarError
-from jobs.lake import prove_safe
 from jobs.settings import Settings, config_path
 from jobs.spark import delta_jars, jars_path, java_version, s3_jars
-from jobs.storage import Location, S3Path, prove_reachable
+from jobs.storage import Location, S3Path, prove_reachable, prove_writable
 
 PINNED = {"apache-airflow": "3.3.2", "pyspark": "4.2.0", "delta-spark": "4.4.0", "deltalake": "1.6.6", "torch": "2.13.0"}
 MEMORY_GB = 6
@@ -119,7 +118,7 @@ def landing(folder: Location) -> Finding:
 def lake(folder: Location) -> Finding:
     """The lake, or the folder in which it will be made."""
     if isinstance(folder, S3Path):
-        return store("lake", folder, prove_safe)
+        return store("lake", folder, prove_writable)
     writable = os.access(nearest(folder), os.W_OK) and not os.statvfs(nearest(folder)).f_flag & os.ST_RDONLY
     return Finding("lake", str(folder), None if writable else f"{nearest(folder)} can't be written to: mend its rights, or set `lake` elsewhere.")
 
