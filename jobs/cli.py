@@ -14,6 +14,7 @@ from jobs.contracts.errors import NotYet, exit_status
 from jobs.lake import Lake
 from jobs.settings import CONFIG_VARIABLE, Settings, load_settings
 from jobs.steps import FEATURES_DAILY, STEPS, find_step
+from jobs.storage import S3Path
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -206,11 +207,11 @@ def doctor() -> None:
 
 
 @app.command()
-def jars() -> None:
-    """Resolve the Delta JARs into a folder, and archive the classes that Spark loads, once."""
+def jars(s3: Annotated[bool, typer.Option("--s3", help="those of a lake on S3 too, 700 MB, whatever the settings say")] = False) -> None:
+    """Resolve the Delta JARs into a folder, where the lake lies on S3 those of S3 too, and archive the classes that Spark loads, once."""
     from jobs.operate.jars import fill_jars
 
-    fill_jars()
+    fill_jars(s3 or isinstance(load_settings().lake_path, S3Path))
 
 
 @app.command()

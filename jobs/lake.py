@@ -1,4 +1,4 @@
-"""The lake: Delta tables below one folder. The only module that touches storage.
+"""The lake: Delta tables below one folder, of this machine or of an object store. The only module that touches tables.
 
 What needs no JVM goes through deltalake and pyarrow; Spark frames go through Spark, whose packages are imported only then.
 Every write is one atomic commit that replaces whole days, and carries in its log entry which step made which days from
@@ -17,6 +17,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
@@ -30,9 +31,11 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from jobs.contracts.errors import ConcurrentWrite, ContractBroken, LakeUnwritable, NotReady
 from jobs.contracts.features import declared
 from jobs.contracts.tables import TABLES, Column, Table
+from jobs.storage import S3A_SCHEME, SCHEME, Location, S3Path, delta_options, filesystem, prove_reachable, prove_writable, unreachable
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
+    import pyarrow.fs as pafs
     from pyspark.sql import DataFrame, SparkSession
 
 _ATTEMPTS = 10
@@ -87,12 +90,12 @@ class Commit:
 class Lake:
     """The tables below `root`, made for logs whose event types are `event_types`."""
 
-    root: Path
+    root: Location
     event_types: tuple[str, ...]
 
     def path(self, table: str) -> str:
         """Folder of a table: `gold.transitions` lies in `gold/transitions`."""
-        return str(self.root.joinpath(*_contract(table).name.split(".")))
+        return str(self.root / _contract(table).name.replace(".", "/"))
 
     def columns(self, table: str) -> tuple[Column, ...]:
         """Columns of a table, its declared features included."""
@@ -107,7 +110,8 @@ class Lake:
 
     def exists(self, table: str) -> bool:
         """Whether the table has been made."""
-        return DeltaTable.is_deltatable(self.path(table))
+        with self._store():
+            return DeltaTable.is_deltatable(self.path(table), self._options())
 
     def version(self, table: str) -> int:
         """Newest version of a table. Raises NotReady when there is none."""
@@ -149,7 +153,8 @@ class Lake:
         version: int | None = None,
     ) -> pa.Table:
         """Read a table without a JVM. Raises NotReady when it does not exist, ContractBroken when a column is missing."""
-        return self.dataset(table, version).to_table(columns=list(columns) if columns else None, filter=filter)
+        with self._store():
+            return self.dataset(table, version).to_table(columns=list(columns) if columns else None, filter=filter)
 
     def dataset(self, table: str, version: int | None = None, partitions: Collection[date] | None = None) -> ds.Dataset:
         """A table, or some partitions of it, whose files are read as they are asked for. Raises as `read` does."""
@@ -164,11 +169,14 @@ class Lake:
         if not uris:
             return ds.dataset(schema.empty_table())
         partitioning = ds.partitioning(pa.schema([schema.field(partition_by)]), flavor="hive") if partition_by else None
-        return ds.dataset(uris, schema=schema, format="parquet", partitioning=partitioning, partition_base_dir=self.path(table))
+        files, paths = self._files(uris)
+        base = self.path(table).removeprefix(SCHEME)
+        return ds.dataset(paths, schema=schema, format="parquet", filesystem=files, partitioning=partitioning, partition_base_dir=base)
 
     def is_whole(self, table: str, version: int, partitions: Collection[date] | None = None) -> bool:
         """Whether the files of an older version, or of some of its partitions, are still there."""
-        return all(Path(uri).exists() for uri in self._open(table, version).file_uris(_filters(_contract(table).partition_by, partitions)))
+        files, paths = self._files(self._open(table, version).file_uris(_filters(_contract(table).partition_by, partitions)))
+        return all(info.is_file for info in files.get_file_info(paths))
 
     def replace(
         self,
@@ -217,6 +225,8 @@ class Lake:
         except Exception as error:
             if stream.failure:
                 raise stream.failure from None
+            if isinstance(self.root, S3Path) and isinstance(error, OSError):
+                raise unreachable(f"{table} in {self.root}", self.root.s3, error) from error
             if refusal := re.search(r"([^:]+) \(os error \d+\)", str(error)):
                 raise LakeUnwritable(
                     f"{table} in {self.root} can't be written: {refusal[1].strip()}. It holds what it held before. Mend that, and run the step again."
@@ -227,7 +237,7 @@ class Lake:
         """A table as a Spark frame. Raises NotReady when it does not exist, ContractBroken when a column is missing."""
         self._check(table, self._open(table, version))
         reader = spark.read.format("delta")
-        return (reader if version is None else reader.option("versionAsOf", version)).load(self.path(table))
+        return (reader if version is None else reader.option("versionAsOf", version)).load(self._spark_path(table))
 
     def replace_frame(
         self,
@@ -260,7 +270,7 @@ class Lake:
         if contract.partition_by:
             writer = writer.option("replaceWhere", _days_in(contract.partition_by, replaced))
         try:
-            writer.save(self.path(table))
+            writer.save(self._spark_path(table))
         except tuple(getattr(conflicts, name) for name in conflicts.__all__) as error:  # the one named like their parent is none
             raise self._overtaken(table, days) from error
         # Spark can't be told which version the rows were made from: whether it was the last one shows afterwards.
@@ -269,12 +279,18 @@ class Lake:
 
     def require_writable(self, tables: Collection[str]) -> None:
         """Raise LakeUnwritable or, where one of these tables is there without a column of its contract, ContractBroken. Nothing is made."""
-        nearest = next(folder for folder in (self.root, *self.root.absolute().parents) if os.path.lexists(folder))
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK) or os.statvfs(nearest).f_flag & os.ST_RDONLY:
-            raise LakeUnwritable(f"The lake {self.root} can't be written to. Mend its rights, or set `lake` in nightjar.toml, or NIGHTJAR_LAKE.")
+        if isinstance(self.root, S3Path):
+            prove_writable(self.root)
+        else:
+            self._require_rights(self.root)
         for table in tables:
             if self.exists(table):
                 self._check(table, self._open(table, None))
+
+    def _require_rights(self, root: Path) -> None:
+        nearest = next(folder for folder in (root, *root.absolute().parents) if os.path.lexists(folder))
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK) or os.statvfs(nearest).f_flag & os.ST_RDONLY:
+            raise LakeUnwritable(f"The lake {root} can't be written to. Mend its rights, or set `lake` in nightjar.toml, or NIGHTJAR_LAKE.")
 
     def ensure(self, table: str) -> None:
         """Create an empty table from its contract when there is none. Raises LakeUnwritable when that can't be done."""
@@ -285,14 +301,16 @@ class Lake:
         except OSError as error:
             raise LakeUnwritable(f"The lake {self.root} can't be made: {error.strerror}. Set `lake` in nightjar.toml, or NIGHTJAR_LAKE.") from error
         try:
-            DeltaTable.create(
-                self.path(table),
-                self.schema(table),
-                mode="ignore",
-                partition_by=contract.partition_by,
-                description=contract.doc,
-                configuration={**_TABLE_PROPERTIES, "delta.dataSkippingStatsColumns": ",".join(self._skipped_by(table))},
-            )
+            with self._store():
+                DeltaTable.create(
+                    self.path(table),
+                    self.schema(table),
+                    mode="ignore",
+                    partition_by=contract.partition_by,
+                    description=contract.doc,
+                    configuration={**_TABLE_PROPERTIES, "delta.dataSkippingStatsColumns": ",".join(self._skipped_by(table))},
+                    storage_options=self._options(),
+                )
         except DeltaError:
             if not self.exists(table):  # else somebody was faster
                 raise
@@ -311,9 +329,34 @@ class Lake:
 
     def _open(self, table: str, version: int | None) -> DeltaTable:
         try:
-            return DeltaTable(self.path(table), version=version)
+            with self._store():
+                return DeltaTable(self.path(table), version=version, storage_options=self._options())
         except TableNotFoundError as error:
             raise NotReady(f"There is no table {table} in {self.root} yet. Run the step that makes it: `nightjar status` shows which.") from error
+
+    def _files(self, uris: Iterable[str]) -> tuple[pafs.FileSystem, list[str]]:
+        """What reads such files, and what it calls them."""
+        import pyarrow.fs as pafs
+
+        return filesystem(self.root.s3) if isinstance(self.root, S3Path) else pafs.LocalFileSystem(), [uri.removeprefix(SCHEME) for uri in uris]
+
+    def _options(self) -> dict[str, str] | None:
+        return delta_options(self.root.s3) if isinstance(self.root, S3Path) else None
+
+    def _spark_path(self, table: str) -> str:
+        return self.path(table).replace(SCHEME, S3A_SCHEME, 1) if isinstance(self.root, S3Path) else self.path(table)
+
+    @contextmanager
+    def _store(self) -> Iterator[None]:
+        """What the store refuses is a message; that it answers at all is asked first, as deltalake would try for minutes."""
+        if not isinstance(self.root, S3Path):
+            yield
+            return
+        prove_reachable(self.root)
+        try:
+            yield
+        except OSError as error:
+            raise unreachable(str(self.root), self.root.s3, error) from error
 
     def _skipped_by(self, table: str) -> list[str]:
         """Columns by whose extremes readers leave files out. Statistics of all columns would cost more than a small day itself."""

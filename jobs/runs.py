@@ -21,6 +21,7 @@ import psutil  # type: ignore[import-untyped]
 from jobs.contracts.days import DayRange
 from jobs.lake import Lake
 from jobs.steps import Step
+from jobs.storage import Location, write_whole
 
 _FOLDER = "_runs"
 _LONGEST_MESSAGE = 2000
@@ -59,9 +60,8 @@ class Run:
 def noted(lake: Lake, step: Step, days: DayRange) -> Iterator[None]:
     """Keep a note of a run while it goes on. One that fails leaves it behind, until its days have been run again."""
     run = Run(f"{step.name}-{uuid4().hex}.json", step.name, frozenset(days), socket.gethostname(), os.getpid(), _born(os.getpid()) or 0)
-    folder = Path(lake.root, _FOLDER)
-    new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = lake.root / _FOLDER
+    new = not lake.root.exists()
     _write(folder, run)
     try:
         yield
@@ -69,7 +69,7 @@ def noted(lake: Lake, step: Step, days: DayRange) -> Iterator[None]:
         message = str(error) or type(error).__name__
         with suppress(OSError):  # a disk that is full has been told already
             _write(folder, replace(run, failure=message[:_LONGEST_MESSAGE]))
-            if new:
+            if new and isinstance(folder, Path):
                 _remove_unless_a_lake(folder, run)
         raise
     for other in runs(lake):
@@ -81,20 +81,19 @@ def noted(lake: Lake, step: Step, days: DayRange) -> Iterator[None]:
 def runs(lake: Lake) -> list[Run]:
     """Every run of which there is a note, in the order of steps' names."""
     found = []
-    for path in sorted(Path(lake.root, _FOLDER).glob("*.json")):
+    folder = lake.root / _FOLDER
+    for name in sorted(path.name for path in folder.glob("*.json")):
         with suppress(FileNotFoundError):  # it has ended well meanwhile
-            found.append(Run.parse(path.read_text()))
+            found.append(Run.parse((folder / name).read_text()))
     return found
 
 
-def _write(folder: Path, run: Run) -> None:
+def _write(folder: Location, run: Run) -> None:
     """Write a note; of no day, remove it."""
     if not run.days:
         (folder / run.name).unlink(missing_ok=True)
         return
-    half = folder / f"{run.name}.half"
-    half.write_text(run.text())
-    half.rename(folder / run.name)
+    write_whole(folder / run.name, run.text())
 
 
 def _remove_unless_a_lake(folder: Path, run: Run) -> None:

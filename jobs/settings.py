@@ -1,6 +1,6 @@
 """Settings: `nightjar.toml`, then environment variables `NIGHTJAR_*` (`NIGHTJAR_SCORE__TOP_N=50`), which win.
 
-Relative paths are relative to the folder of the settings file.
+Relative paths are relative to the folder of the settings file; `s3://bucket/folder` is a place of the store that `[s3]` tells of.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from jobs.contracts.errors import BadSettings
 from jobs.contracts.features import declared
 from jobs.contracts.landing import FEEDS
 from jobs.contracts.rewards import reward_sql
+from jobs.storage import SCHEME, Location, location
 
 CONFIG_VARIABLE = "NIGHTJAR_CONFIG"
 DEFAULT_CONFIG = "nightjar.toml"
@@ -29,10 +30,16 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _is_place(text: str) -> str:
+    if "://" in text and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/[^/]+)*/?", text):
+        raise ValueError("expected a path, or s3://bucket/folder")
+    return text
+
+
 class Landing(_Section):
     """Where the logs arrive, and what they call things where they don't follow the landing format."""
 
-    folder: str = Field("landing", description="folder that the logs arrive in")
+    folder: Annotated[str, AfterValidator(_is_place)] = Field("landing", description="folder that the logs arrive in: a path, or s3://bucket/folder")
     fields: dict[str, str] = Field(default_factory=dict, description="field of the format = where the log has it: a name, or names with dots for nested ones")
     event_types: dict[str, str] = Field(default_factory=dict, description="event type of the log = event type of these settings")
 
@@ -118,6 +125,13 @@ class Score(_Section):
     exploration: float = Field(0.02, ge=0, lt=1, description="chance, rank by rank, of a uniform draw instead of the best item")
 
 
+class S3(_Section):
+    """The object store, where the landing folder or the lake lies in one. Credentials are no settings: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY."""
+
+    endpoint: str = Field("", pattern=r"^(https?://[^/\s]+)?$", description="http(s)://host:port of a store of one's own; else AWS's")
+    region: str = Field("", description="else AWS_REGION, AWS_DEFAULT_REGION, us-east-1")
+
+
 class Spark(_Section):
     """The engine."""
 
@@ -147,7 +161,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="NIGHTJAR_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
     landing: Landing = Landing()
-    lake: str = Field("lake", description="folder of the Delta tables")
+    lake: Annotated[str, AfterValidator(_is_place)] = Field("lake", description="folder of the Delta tables: a path, or s3://bucket/folder")
     event_types: dict[str, EventType] = Field(default_factory=_default_event_types, description="types of the log; steps first")
     episodes: Episodes = Episodes()
     train: Train = Train()
@@ -155,6 +169,7 @@ class Settings(BaseSettings):
     gate: Gate = Gate()
     score: Score = Score()
     duckdb: DuckDB = DuckDB()
+    s3: S3 = S3()
     spark: Spark = Spark()
 
     @field_validator("event_types")
@@ -192,12 +207,12 @@ class Settings(BaseSettings):
         return hashlib.sha256(json.dumps(deciding.get(step), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
-    def landing_path(self) -> Path:
-        return Path(self.landing.folder)
+    def landing_path(self) -> Location:
+        return location(self.landing.folder, self.s3)
 
     @property
-    def lake_path(self) -> Path:
-        return Path(self.lake)
+    def lake_path(self) -> Location:
+        return location(self.lake, self.s3)
 
     @classmethod
     def settings_customise_sources(
@@ -234,5 +249,9 @@ def load_settings(**overrides: Any) -> Settings:
         raise BadSettings("\n".join([f"Settings do not fit ({path} and NIGHTJAR_*):", *lines])) from error
     except ValueError as error:
         raise BadSettings(f"{path} is no TOML: {error}") from error
-    landing = settings.landing.model_copy(update={"folder": str(path.parent / settings.landing.folder)})
-    return settings.model_copy(update={"landing": landing, "lake": str(path.parent / settings.lake)})
+    landing = settings.landing.model_copy(update={"folder": _beside(path, settings.landing.folder)})
+    return settings.model_copy(update={"landing": landing, "lake": _beside(path, settings.lake)})
+
+
+def _beside(config: Path, place: str) -> str:
+    return place if place.startswith(SCHEME) else str(config.parent / place)

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.contracts.errors import EngineMissing
+from jobs.contracts.errors import EngineMissing, LakeUnwritable
 from jobs.settings import Settings
+from jobs.storage import S3A_SCHEME, SCHEME, S3Path, hadoop_options, prove_reachable
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -23,6 +24,15 @@ DELTA_PACKAGE = "io.delta:delta-spark_4.2_2.13:4.4.0"
 _JAVA_OPTIONS = "-Duser.timezone=UTC -XX:+UseSerialGC -XX:-DontCompileHugeMethods"
 CLASSES = "classes.jsa"
 JARS_PATTERNS = ("io.delta_delta-spark_4.2_2.13-4.4.0.jar", "io.delta_*.jar", "io.unitycatalog_*.jar")
+# What a lake on S3 needs besides: Hadoop's S3A in the version of Spark's own Hadoop, and the SDK that it is made for (690 MB).
+S3_PACKAGES = ("org.apache.hadoop:hadoop-aws:3.5.0", "software.amazon.awssdk:bundle:2.35.4")
+S3_LOG_STORE = "nightjar-s3-log-store.jar"  # made of jobs/S3LogStore.scala
+S3_JARS = (
+    S3_LOG_STORE,
+    "org.apache.hadoop_hadoop-aws-3.5.0.jar",
+    "software.amazon.s3.analyticsaccelerator_analyticsaccelerator-s3-1.3.1.jar",
+    "software.amazon.awssdk_bundle-2.35.4.jar",
+)
 
 
 def jars_path() -> Path:
@@ -30,11 +40,16 @@ def jars_path() -> Path:
     return Path(os.environ.get(JARS_VARIABLE, Path(__file__).parent.parent / ".jars"))
 
 
+def java_command() -> str | None:
+    """The Java that Spark would start: that of `$JAVA_HOME`, else of the path."""
+    home = os.environ.get("JAVA_HOME")
+    return str(Path(home, "bin", "java")) if home else shutil.which("java")
+
+
 def java_version() -> int:
     """Major version of the Java that Spark would start. Raises EngineMissing when there is none or it doesn't fit."""
     advice = f"Install a JDK {' or '.join(map(str, JAVA_VERSIONS))} (Debian: apt-get install openjdk-17-jre-headless) and put it on PATH, or set JAVA_HOME."
-    home = os.environ.get("JAVA_HOME")
-    java = str(Path(home, "bin", "java")) if home else shutil.which("java")
+    home, java = os.environ.get("JAVA_HOME"), java_command()
     where = f"JAVA_HOME={home}" if home else "PATH"
     if java is None or not Path(java).exists():
         raise EngineMissing(f"Spark needs Java, and there is none in {where}. {advice}")
@@ -59,10 +74,22 @@ def delta_jars() -> list[Path]:
     return jars
 
 
-def require_engine() -> None:
+def s3_jars() -> list[Path]:
+    """The JARs of a lake on S3. Raises EngineMissing when some have not been resolved."""
+    jars = [jars_path().resolve() / name for name in S3_JARS]
+    if missing := [jar.name for jar in jars if not jar.is_file()]:
+        raise EngineMissing(f"A lake on S3 needs {', '.join(missing)}, not in {jars_path()}. Run `nightjar jars --s3` (700 MB), or set {JARS_VARIABLE}.")
+    return jars
+
+
+def require_engine(settings: Settings) -> None:
     """Raise EngineMissing when Java or the JARs don't fit."""
     java_version()
-    delta_jars()
+    _jars(settings)
+
+
+def _jars(settings: Settings) -> list[Path]:
+    return delta_jars() + (s3_jars() if isinstance(settings.lake_path, S3Path) else [])
 
 
 def _class_archive() -> list[str]:
@@ -72,9 +99,12 @@ def _class_archive() -> list[str]:
 
 
 def start_session(settings: Settings) -> SparkSession:
-    """Start Spark on this machine with Delta, in UTC. Raises EngineMissing when Java or the JARs don't fit."""
+    """Start Spark on this machine with Delta, in UTC.
+
+    Raises EngineMissing when Java or the JARs don't fit, StoreUnreachable or LakeUnwritable when a lake on S3 can't be used safely.
+    """
     java_version()
-    jars = ":".join(str(jar) for jar in delta_jars())
+    jars = ":".join(str(jar) for jar in _jars(settings))
     os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
     os.environ["PYSPARK_PYTHON"] = sys.executable
     import pyspark
@@ -82,7 +112,7 @@ def start_session(settings: Settings) -> SparkSession:
 
     os.environ["SPARK_HOME"] = str(Path(pyspark.__file__).resolve().parent)
     java_options = " ".join((_JAVA_OPTIONS, *_class_archive(), settings.spark.java_options)).strip()
-    return (
+    builder = (
         SparkSession.builder.master(f"local[{settings.spark.cores}]")
         .appName("nightjar")
         .config("spark.driver.extraClassPath", jars)
@@ -100,6 +130,24 @@ def start_session(settings: Settings) -> SparkSession:
         # Delta's parser drops the parameters of `spark.sql(query, args)`, unless they are bound after parsing (delta issue 7640).
         .config("spark.sql.legacy.parameterSubstitution.constantsOnly", "true")
         .config("spark.log.level", "ERROR")
-        .config("spark.sql.warehouse.dir", str(settings.lake_path / "_warehouse"))
-        .getOrCreate()
     )
+    if isinstance(settings.lake_path, S3Path):
+        builder = builder.config("spark.delta.logStore.s3a.impl", "nightjar.S3LogStore")
+        for name, value in hadoop_options(settings.s3).items():
+            builder = builder.config(f"spark.hadoop.{name}", value)
+    else:
+        builder = builder.config("spark.sql.warehouse.dir", str(settings.lake_path / "_warehouse"))
+    session = builder.getOrCreate()
+    if isinstance(settings.lake_path, S3Path):
+        _require_conditions(session, settings.lake_path)
+    return session
+
+
+def _require_conditions(session: SparkSession, lake: S3Path) -> None:
+    prove_reachable(lake)  # in seconds, where S3A would try for minutes
+    assert session._jvm is not None
+    if not session._jvm.nightjar.S3LogStore.isSafe(str(lake).replace(SCHEME, S3A_SCHEME, 1), session._jsc.hadoopConfiguration()):
+        raise LakeUnwritable(
+            f"The lake {lake} is in a store that knows no conditional PUT (If-None-Match: *), so of two runs at once one could undo what the other "
+            "has committed. Newer versions of most stores know it; else set `lake` in nightjar.toml elsewhere."
+        )

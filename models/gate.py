@@ -17,6 +17,7 @@ from jobs.steps import find_step
 
 POPULARITY = "popularity"  # the champion before the first promotion
 POLICIES = "policies"  # folder below the lake
+MANIFEST = "manifest.json"  # of a policy folder, its last file: a folder that has it is whole
 
 Verdict = Literal["promote", "keep_champion", "insufficient_support"]
 
@@ -107,7 +108,7 @@ def policy_named(lake: Lake, version: str) -> PolicyRecord:
     Raises NotReady when there is no such folder.
     """
     path = f"{POLICIES}/{version}"
-    manifest = lake.root / path / "manifest.json"
+    manifest = lake.root / path / MANIFEST
     if not manifest.is_file():
         raise NotReady(f"There is no policy {version!r} in {lake.root / POLICIES}. Name another one, `{POPULARITY}`, or bring its folder back.")
     return PolicyRecord(version, path, manifest.read_text())

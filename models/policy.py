@@ -12,10 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from jobs.contracts.errors import NotReady
+from jobs.storage import Location
 from models.data import Catalogue, Floats, Ints, Steps
+from models.gate import MANIFEST
 from models.losses import Head, all_scores, head_of
 from models.network import Network, NetworkConfig, Windows, category_paths, item_table, windows_of
 
@@ -54,7 +56,7 @@ class Policy:
             self._vectors, self._bias = network.items(self._table)
 
     @classmethod
-    def load(cls, folder: Path, catalogue: Catalogue, event_types: tuple[str, ...], popularity: Floats | None = None) -> Self:
+    def load(cls, folder: Location, catalogue: Catalogue, event_types: tuple[str, ...], popularity: Floats | None = None) -> Self:
         """Read a policy folder. Raises NotReady when something in it is missing.
 
         `event_types`: those that the steps to be scored are coded by; one that the policy never met counts as none.
@@ -66,10 +68,10 @@ class Policy:
         if missing:
             raise NotReady(f"The policy folder {folder} has no {', '.join(missing)}. Train the day of that policy again.")
         config = json.loads(files["config.json"].read_text())["network"]
-        items = pq.read_table(files["items.parquet"]).to_pydict()
+        items = pq.read_table(pa.BufferReader(files["items.parquet"].read_bytes())).to_pydict()
         item_ids, categories = tuple(items["item_id"]), tuple(tuple(path) for path in items["category"])
         network = Network(NetworkConfig(**config | {"event_types": tuple(config["event_types"])}), len(item_ids) - 1, len(category_paths(categories)))
-        network.load_state_dict(load_file(files["policy.safetensors"]))
+        network.load_state_dict(load(files["policy.safetensors"].read_bytes()))
         if popularity is None:
             known = dict(zip(item_ids, items["popularity"], strict=True))
             unknown = [0.0] * len(items["popularity"][0])
@@ -116,7 +118,7 @@ def save_policy(folder: Path, network: Network, catalogue: Catalogue, popularity
     folder.mkdir(parents=True)
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}, folder / "policy.safetensors")
     (folder / "config.json").write_text(json.dumps({"network": asdict(network.config), **config}, indent=2, sort_keys=True))
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2, sort_keys=True))
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True))
     items = {"item_id": list(catalogue.item_ids), "category": [list(path) for path in catalogue.categories], "popularity": popularity.tolist()}
     schema = pa.schema({"item_id": pa.string(), "category": pa.list_(pa.string()), "popularity": pa.list_(pa.float32())})
     pq.write_table(pa.table(items, schema), folder / "items.parquet")

@@ -7,10 +7,12 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.contracts.errors import TrackingFailed
 from jobs.lake import Lake
+from jobs.settings import config_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,7 +27,7 @@ _DAY, _VERSION = "nightjar.day", "nightjar.policy_version"
 def record_night(lake: Lake, day: date, challenger: PolicyRecord, serving: PolicyRecord, verdict: Mapping[str, Any], measures: Measures) -> None:
     """Write the run of `day` anew, in place of any run of that day, and point `challenger` and `champion` to their policies.
 
-    Where: `$MLFLOW_TRACKING_URI`, else SQLite in the lake. Raises TrackingFailed when the record can't be written.
+    Where: `$MLFLOW_TRACKING_URI`, else SQLite in `record_folder`. Raises TrackingFailed when the record can't be written.
     """
     uri = tracking_uri(lake)
     client = _client(lake, uri)
@@ -40,7 +42,13 @@ def record_night(lake: Lake, day: date, challenger: PolicyRecord, serving: Polic
 
 def tracking_uri(lake: Lake) -> str:
     """Where MLflow keeps its record."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{lake.root.absolute() / '_mlflow' / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{record_folder(lake) / 'mlflow.db'}"
+
+
+def record_folder(lake: Lake) -> Path:
+    """Where the record lies when no server keeps it: in a local lake, else beside the settings file, as SQLite needs a disk."""
+    folder = lake.root if isinstance(lake.root, Path) else config_path().parent
+    return folder.absolute() / "_mlflow"
 
 
 def _client(lake: Lake, uri: str) -> MlflowClient:
@@ -50,7 +58,7 @@ def _client(lake: Lake, uri: str) -> MlflowClient:
     # MLflow tells of each migration of a new database on stderr.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    (lake.root / "_mlflow").mkdir(parents=True, exist_ok=True)
+    record_folder(lake).mkdir(parents=True, exist_ok=True)
     with _tracking_failures(uri):
         return MlflowClient(uri, uri)
 
@@ -74,8 +82,8 @@ def _experiment(client: MlflowClient, lake: Lake) -> str:
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is not None:
         return str(found.experiment_id)
-    # A server knows where its artifacts go; beside SQLite they go into the lake.
-    artifacts = None if os.environ.get("MLFLOW_TRACKING_URI") else (lake.root.absolute() / "_mlflow" / "artifacts").as_uri()
+    # A server knows where its artifacts go; else they go beside SQLite.
+    artifacts = None if os.environ.get("MLFLOW_TRACKING_URI") else (record_folder(lake) / "artifacts").as_uri()
     return str(client.create_experiment(EXPERIMENT, artifact_location=artifacts))
 
 

@@ -12,7 +12,6 @@ import copy
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,8 +27,9 @@ from jobs.contracts.errors import TooLittleData, TrainingFailed
 from jobs.lake import Lake, revision
 from jobs.settings import Settings, Train
 from jobs.steps import find_step
+from jobs.storage import whole_folder
 from models.data import Bools, Catalogue, Floats, Ints, Steps, day_number, load_availability, load_catalogue, load_steps, version_as_of
-from models.gate import POLICIES
+from models.gate import MANIFEST, POLICIES
 from models.losses import catalogue_logsumexp, chosen_score, head_of, n_step_targets
 from models.network import ItemTable, Network, NetworkConfig, Windows, category_paths, item_table, popularity_by_day, windows_of
 from models.policy import device_of_choice, save_policy
@@ -65,16 +65,12 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
     data = TrainingData.build(lake, catalogue, steps, first, last)
     network, scale = fit(data, tuple(settings.event_types), settings.train, settings.evaluate.repeats, device_of_choice())
 
-    folder = lake.root / POLICIES / policy_version
-    unfinished = folder.with_name(f".{policy_version}")
-    shutil.rmtree(unfinished, ignore_errors=True)
     lake.ensure("gold.policies")
-    save_policy(unfinished, network, catalogue, data.popularity[-1], {"reward_scale": scale, "train": settings.train.model_dump()}, manifest)
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+    with whole_folder(lake.root / POLICIES / policy_version, last=MANIFEST) as folder:
+        save_policy(folder, network, catalogue, data.popularity[-1], {"reward_scale": scale, "train": settings.train.model_dump()}, manifest)
     row = {
         "policy_version": policy_version,
-        "path": str(folder.relative_to(lake.root)),
+        "path": f"{POLICIES}/{policy_version}",
         "trained_from": first,
         "trained_to": last,
         "steps": len(steps),

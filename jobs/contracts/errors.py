@@ -91,6 +91,10 @@ class LakeUnwritable(NightjarError):
     """A lake that can't be written to."""
 
 
+class StoreUnreachable(NightjarError):
+    """A bucket that isn't there, a store that doesn't answer, or credentials that it doesn't take."""
+
+
 class ConcurrentWrite(NightjarError):
     """Another run has changed what this one was about to replace. To do the step again, from what is there now, is harmless."""
 

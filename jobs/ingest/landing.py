@@ -10,6 +10,7 @@ from pathlib import Path
 from jobs.contracts.days import DayRange
 from jobs.contracts.errors import EmptyLanding
 from jobs.contracts.landing import FEEDS, feed_folder
+from jobs.storage import Location
 
 _FOREIGN_COMPRESSIONS = {".bz2", ".deflate", ".lz4", ".snappy", ".xz", ".zip"}
 
@@ -21,14 +22,14 @@ class LandingFile:
     `refusal` says why it isn't even opened; null = it is.
     """
 
-    path: Path
+    path: Location
     feed: str
     source_file: str
     arrival_day: date
     refusal: str | None
 
 
-def landing_files(landing: Path, days: DayRange) -> list[LandingFile]:
+def landing_files(landing: Location, days: DayRange) -> list[LandingFile]:
     """Files of every feed that arrived on the days, in the order of feed, day and name.
 
     A day without a file is a day without a line. Raises EmptyLanding when nothing has arrived up to the last day.
@@ -43,22 +44,27 @@ def landing_files(landing: Path, days: DayRange) -> list[LandingFile]:
     return found
 
 
-def _files(landing: Path, feed: str, day: date) -> Iterator[LandingFile]:
+def _files(landing: Location, feed: str, day: date) -> Iterator[LandingFile]:
     folder = landing / feed_folder(feed, day)
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+    for path in sorted(_below(folder), key=lambda path: path.parts):
+        parts = path.parts[len(landing.parts) :]
+        hidden = any(part.startswith((".", "_")) for part in parts[2:])
         if not hidden and path.is_file():
-            yield LandingFile(path, feed, path.relative_to(landing).as_posix(), day, _refusal(landing, path))
+            yield LandingFile(path, feed, "/".join(parts), day, _refusal(landing, path))
 
 
-def _refusal(landing: Path, path: Path) -> str | None:
-    if not path.resolve().is_relative_to(landing.resolve()):
+def _below(folder: Location) -> Iterator[Location]:
+    yield from folder.rglob("*")
+
+
+def _refusal(landing: Location, path: Location) -> str | None:
+    if isinstance(path, Path) and isinstance(landing, Path) and not path.resolve().is_relative_to(landing.resolve()):
         return f"expected a file of the landing folder, got a link to {path.resolve()}"
     if path.suffix in _FOREIGN_COMPRESSIONS:
         return f"expected JSON lines, plain, .gz or .zst, or Parquet, got {path.suffix}"
     return None
 
 
-def _anything_before(landing: Path, day: date) -> bool:
-    earlier = (folder for feed in FEEDS for folder in landing.glob(f"{feed.name}/ds=*") if folder.name < f"ds={day}")
+def _anything_before(landing: Location, day: date) -> bool:
+    earlier = (folder for feed in FEEDS for folder in (landing / feed.name).glob("ds=*") if folder.name < f"ds={day}")
     return any(path.is_file() for folder in earlier for path in folder.rglob("*"))

@@ -16,6 +16,7 @@ import zstandard
 
 from jobs.contracts.errors import LandingChanged
 from jobs.ingest.landing import LandingFile
+from jobs.storage import Location, local_copy
 
 _READ_BYTES = 1 << 20
 _UNPACKED_BYTES = 1 << 16  # what is unpacked at once: 64 kB may become 64 MB
@@ -39,8 +40,11 @@ def fingerprint(file: LandingFile) -> tuple[int, str]:
     if file.refusal:
         return NOT_OPENED
     try:
+        checksum = hashlib.sha256()
         with file.path.open("rb") as stream:
-            return file.path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()
+            while chunk := stream.read(_READ_BYTES):
+                checksum.update(chunk)
+        return file.path.stat().st_size, checksum.hexdigest()
     except OSError:
         return NOT_OPENED
 
@@ -102,10 +106,12 @@ class LineReader:
                 yield chunk
 
     def _parquet_rows(self) -> Iterator[pa.Array]:
-        for _ in self._bytes(_READ_BYTES):
-            pass  # for its size and checksum
+        with local_copy(self.file.path, self._bytes(_READ_BYTES)) as path:  # of which every byte counts for its size and checksum
+            yield from self._rows(path)
+
+    def _rows(self, path: Path) -> Iterator[pa.Array]:
         try:
-            with pq.ParquetFile(self.file.path) as parquet:
+            with pq.ParquetFile(path) as parquet:
                 for batch in parquet.iter_batches(_PARQUET_ROWS):
                     self._duck.register("parquet_rows", batch)
                     lines = self._duck.sql("select cast(to_json(parquet_rows) as varchar) as line from parquet_rows").to_arrow_table()["line"]
@@ -179,7 +185,7 @@ def _split(block: bytes) -> pa.Array:
     return pa.Array.from_buffers(pa.binary(), len(bounds) - 1, [None, pa.py_buffer(bounds.tobytes()), pa.py_buffer(block)])
 
 
-def stamp(path: Path) -> tuple[int, int]:
+def stamp(path: Location) -> tuple[int, int]:
     """Size and time of change: what tells that a file is no longer what it was."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns

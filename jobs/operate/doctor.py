@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -15,9 +16,10 @@ import psutil  # type: ignore[import-untyped]
 from rich.console import Console
 from rich.table import Table
 
-from jobs.contracts.errors import EngineMissing, MachineUnfit
+from jobs.contracts.errors import EngineMissing, MachineUnfit, NightjarError
 from jobs.settings import Settings, config_path
-from jobs.spark import delta_jars, jars_path, java_version
+from jobs.spark import delta_jars, jars_path, java_version, s3_jars
+from jobs.storage import Location, S3Path, prove_reachable, prove_writable
 
 PINNED = {"apache-airflow": "3.3.2", "pyspark": "4.2.0", "delta-spark": "4.4.0", "deltalake": "1.6.6", "torch": "2.13.0"}
 MEMORY_GB = 6
@@ -53,9 +55,10 @@ def diagnosis(settings: Settings) -> list[Finding]:
     return [
         engine("Java", lambda: str(java_version())),
         engine("Delta JARs", lambda: f"{len(delta_jars())} in {jars_path()}"),
+        *([engine("S3 JARs", lambda: f"{len(s3_jars())} in {jars_path()}")] if isinstance(settings.lake_path, S3Path) else []),
         *(package(name, pin) for name, pin in PINNED.items()),
         memory(psutil.virtual_memory().available / GB),
-        disk(settings.lake_path),
+        disk(settings.lake_path if isinstance(settings.lake_path, Path) else Path(tempfile.gettempdir())),
         port(),
         Finding("settings", str(config_path()) if config_path().is_file() else "defaults: there is no nightjar.toml here"),
         landing(settings.landing_path),
@@ -103,17 +106,30 @@ def port() -> Finding:
         return Finding("ports", str(error), "Spark and Airflow listen on 127.0.0.1: bring the loopback interface up.")
 
 
-def landing(folder: Path) -> Finding:
+def landing(folder: Location) -> Finding:
     """The landing folder; that there is none yet is no fault of the machine."""
+    if isinstance(folder, S3Path):
+        return store("landing", folder, prove_reachable)
     if not folder.is_dir():
         return Finding("landing", f"{folder} is not there yet")
     return Finding("landing", str(folder), None if os.access(folder, os.R_OK | os.X_OK) else "It can't be read: mend its rights.")
 
 
-def lake(folder: Path) -> Finding:
+def lake(folder: Location) -> Finding:
     """The lake, or the folder in which it will be made."""
+    if isinstance(folder, S3Path):
+        return store("lake", folder, prove_writable)
     writable = os.access(nearest(folder), os.W_OK) and not os.statvfs(nearest(folder)).f_flag & os.ST_RDONLY
     return Finding("lake", str(folder), None if writable else f"{nearest(folder)} can't be written to: mend its rights, or set `lake` elsewhere.")
+
+
+def store(what: str, folder: S3Path, prove: Callable[[S3Path], None]) -> Finding:
+    """A folder of an object store, and whether it can be used."""
+    try:
+        prove(folder)
+    except NightjarError as error:
+        return Finding(what, str(folder), str(error))
+    return Finding(what, str(folder))
 
 
 def gpu() -> str:

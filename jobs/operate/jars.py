@@ -1,4 +1,4 @@
-"""Fills the folder that `jobs.spark` looks in, once: the Delta JARs, through Spark's own Ivy, and an archive of the classes that steps load.
+"""Fills the folder that `jobs.spark` looks in, once: the Delta JARs, those of S3 where wanted, and an archive of the classes that steps load.
 
 Every Spark step is a JVM of its own, and a quarter of its CPU time on a small day went into reading and verifying the same 25,000
 classes. A JVM that finds them in an archive maps them into its memory (class data sharing, JEP 350).
@@ -10,13 +10,26 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 
 from jobs.contracts.errors import EngineMissing
 from jobs.settings import elsewhere
-from jobs.spark import CLASSES, DELTA_PACKAGE, JARS_PATTERNS, delta_jars, jars_path, java_version
+from jobs.spark import (
+    CLASSES,
+    DELTA_PACKAGE,
+    JARS_PATTERNS,
+    S3_JARS,
+    S3_LOG_STORE,
+    S3_PACKAGES,
+    delta_jars,
+    jars_path,
+    java_command,
+    java_version,
+    s3_jars,
+)
 from jobs.world.simulate import simulate
 
 _RESOLVE = """
@@ -25,18 +38,21 @@ from pyspark.sql import SparkSession
 builder = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
 builder.config("spark.jars.packages", sys.argv[1]).config("spark.jars.ivy", sys.argv[2]).getOrCreate().stop()
 """
+_LOG_STORE_SOURCE = Path(__file__).parent.parent / "S3LogStore.scala"
 _DAYS = ("2026-01-01", "2026-01-02")
 
 
-def fill_jars() -> None:
-    """Resolve the JARs and archive the classes; what is there already is left as it is, and nothing is asked of anybody.
+def fill_jars(s3: bool) -> None:
+    """Resolve the JARs, with `s3` those of a lake on S3 too, and archive the classes; what is there already is left as it is.
 
     Raises EngineMissing when Java doesn't fit, or when the JARs can't be resolved, with the end of what Ivy said.
     """
     if not any(jars_path().glob(JARS_PATTERNS[0])):
         java_version()
-        _fetch(jars_path())
+        _fetch(jars_path(), [DELTA_PACKAGE], JARS_PATTERNS)
     delta_jars()
+    if s3:
+        _fill_s3(jars_path())
     if not _is_current(jars_path() / CLASSES):
         java_version()
         _archive_classes(jars_path())
@@ -49,23 +65,50 @@ def _is_current(archive: Path) -> bool:
     return archive.is_file() and (installed is None or archive.stat().st_mtime >= installed.stat().st_mtime)
 
 
-def _fetch(target: Path) -> None:
-    print(f"Resolving {DELTA_PACKAGE} into {target} …", file=sys.stderr)
+def _fill_s3(target: Path) -> None:
+    if not all((target / name).is_file() for name in S3_JARS if name != S3_LOG_STORE):
+        java_version()
+        _fetch(target, S3_PACKAGES, S3_JARS)
+    log_store = target / S3_LOG_STORE
+    if not log_store.is_file() or log_store.stat().st_mtime < _LOG_STORE_SOURCE.stat().st_mtime:
+        java_version()
+        _compile_log_store(log_store)
+    s3_jars()
+
+
+def _compile_log_store(jar: Path) -> None:
+    """Compile jobs/S3LogStore.scala by the Scala compiler that Spark brings along, which needs no JDK."""
+    spark = find_spec("pyspark")
+    if spark is None or spark.origin is None:
+        raise EngineMissing("PySpark is not installed, and with it the compiler for jobs/S3LogStore.scala. Run `make setup`.")
+    classes = os.pathsep.join(map(str, sorted(Path(spark.origin).parent.joinpath("jars").glob("*.jar")) + sorted(jar.parent.resolve().glob("*.jar"))))
+    with tempfile.TemporaryDirectory(prefix=".scala-", dir=jar.parent) as folder:
+        made = Path(folder, jar.name)
+        # By a file of arguments: as a variable or an argument, so long a class path could be too long for the system.
+        Path(folder, "arguments").write_text(f'-cp "{classes}" scala.tools.nsc.Main -nowarn -usejavacp -d "{made}" "{_LOG_STORE_SOURCE}"')
+        answer = subprocess.run([java_command() or "java", f"@{Path(folder, 'arguments')}"], capture_output=True, text=True)
+        if answer.returncode != 0 or not made.is_file():
+            raise EngineMissing(f"{_LOG_STORE_SOURCE} can't be compiled. The compiler said at last:\n{_end(answer)}")
+        made.rename(jar)
+
+
+def _fetch(target: Path, packages: Sequence[str], patterns: Sequence[str]) -> None:
+    print(f"Resolving {', '.join(packages)} into {target} …", file=sys.stderr)
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".ivy-", dir=target) as folder:
         # Delta's own last: where it is, the others are.
-        for jar in sorted(_resolve(Path(folder)), key=lambda path: path.match(JARS_PATTERNS[0])):
+        for jar in sorted(_resolve(Path(folder), packages, patterns), key=lambda path: path.match(JARS_PATTERNS[0])):
             jar.rename(target / jar.name)
 
 
-def _resolve(ivy: Path) -> list[Path]:
-    command = [sys.executable, "-c", _RESOLVE, DELTA_PACKAGE, str(ivy)]
+def _resolve(ivy: Path, packages: Sequence[str], patterns: Sequence[str]) -> list[Path]:
+    command = [sys.executable, "-c", _RESOLVE, ",".join(packages), str(ivy)]
     answer = subprocess.run(command, env=os.environ | {"SPARK_LOCAL_IP": "127.0.0.1"}, capture_output=True, text=True)
-    # Of what Ivy brings, Spark has everything but Delta's own.
-    jars = sorted({jar for pattern in JARS_PATTERNS for jar in (ivy / "jars").glob(pattern)})
+    # Of what Ivy brings, Spark has, or does without, everything else.
+    jars = sorted({jar for pattern in patterns for jar in (ivy / "jars").glob(pattern)})
     if answer.returncode != 0 or not jars:
         raise EngineMissing(
-            f"{DELTA_PACKAGE} could not be resolved. It is on Maven Central; behind a mirror, name it in an Ivy settings file "
+            f"{', '.join(packages)} could not be resolved. They are on Maven Central; behind a mirror, name it in an Ivy settings file "
             f"(spark.jars.ivySettings), or put the JARs there by hand: {jars_path()}. Ivy said at last:\n{_end(answer)}"
         )
     return jars

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -15,6 +13,7 @@ import jinja2
 from jobs.contracts.errors import LakeUnwritable, NotReady
 from jobs.lake import Lake
 from jobs.operate.plots import Point, intervals, trend
+from jobs.storage import Location, write_whole
 
 EVERYBODY = "*"
 SAMPLE_USERS = 4
@@ -27,7 +26,7 @@ _OURS = ("challenger", "champion")
 Row = dict[str, Any]
 
 
-def write_report(lake: Lake, day: date) -> Path:
+def write_report(lake: Lake, day: date) -> Location:
     """Write `reports/<day>.html` below the lake and return its path.
 
     A table that does not hold the day yet is named on the page. Raises NotReady when none holds it, LakeUnwritable when the
@@ -38,11 +37,8 @@ def write_report(lake: Lake, day: date) -> Path:
         raise NotReady(f"The lake {lake.root} holds nothing of {day} to report on: no day of {', '.join(_DAILY)}. Run `nightjar night --day {day}` first.")
     page = _template().render(**_content(lake, day, missing))
     path = lake.root / "reports" / f"{day}.html"
-    unfinished = path.with_suffix(".unfinished")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(page, encoding="utf-8")
-        os.replace(unfinished, path)
+        write_whole(path, page)
     except OSError as error:
         raise LakeUnwritable(f"The report {path} can't be written: {error.strerror}. Mend the rights of that folder.") from error
     return path

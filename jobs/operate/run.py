@@ -41,7 +41,7 @@ def run_steps(work: Sequence[tuple[str, DayRange]], settings: Settings) -> None:
         if step.engine == "torch" and len(days) > 1:
             raise BadDay(f"Step {step.name} makes one day at a time; got {days}. Leave out --to.")
     if any(step.engine == "spark" for step, _ in steps):
-        require_engine()
+        require_engine(settings)
     lake = Lake(settings.lake_path, tuple(settings.event_types))
     for (engine, night), group in itertools.groupby(steps, key=lambda item: (item[0].engine, item[1] if item[0].engine == "torch" else None)):
         if night:

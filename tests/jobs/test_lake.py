@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from jobs.contracts.errors import ConcurrentWrite, ContractBroken, LakeUnwritabl
 from jobs.lake import Lake, insist
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 FIRST, SECOND = date(2026, 1, 1), date(2026, 1, 2)
 
@@ -64,6 +66,40 @@ def test_both_engines_write_and_read_the_same(spark: SparkSession, lake: Lake) -
     assert lake.read("gold.unattributed").sort_by("event_id").equals(rows.cast(lake.schema("gold.unattributed")))
     assert lake.done("gold.unattributed") == {FIRST, SECOND, date(2026, 1, 3)}
     assert [commit.inputs for commit in lake.commits("gold.unattributed")] == [{}, {"silver.items": 1}, {}]
+
+
+def while_spark_writes(lake: Lake, frame: DataFrame, day: date, folder: Path, other: Callable[[], None]) -> BaseException | None:
+    """Replace a day by a frame, do `other` after that has begun and before it commits, and return what it raised."""
+    from pyspark.sql.functions import udf
+
+    begun, done = folder / "begun", folder / "done"
+
+    def wait() -> bool:
+        begun.touch()
+        while not done.exists():
+            time.sleep(0.05)
+        return True
+
+    held_up = frame.where(udf(wait, "boolean")())
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(lake.replace_frame, "gold.unattributed", held_up, "transitions", [day], {})
+        try:
+            while not begun.exists() and not running.done():
+                time.sleep(0.05)
+            other()
+        finally:
+            done.touch()
+        return running.exception()
+
+
+def test_who_is_overtaken_while_spark_writes_is_told(spark: SparkSession, lake: Lake, tmp_path: Path) -> None:
+    table, days = "gold.unattributed", [FIRST, SECOND]
+    lake.replace(table, unattributed(lake, event_id=["a", "b"], day=days), "transitions", days, {})
+    frame = spark.createDataFrame(unattributed(lake, event_id=["spark"], day=[SECOND]).to_pandas())
+    newer = unattributed(lake, event_id=["arrow"], day=[SECOND])
+    refused = while_spark_writes(lake, frame, SECOND, tmp_path, lambda: lake.replace(table, newer, "transitions", [SECOND], {}))
+    assert isinstance(refused, ConcurrentWrite)
+    assert sorted(lake.read(table)["event_id"].to_pylist()) == ["a", "arrow"]
 
 
 @pytest.mark.parametrize("spoil", ["unwritable", "a file"])

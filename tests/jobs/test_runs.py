@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import signal
 from datetime import date
-from pathlib import Path
 
 import pytest
 
@@ -95,7 +94,7 @@ def test_a_killed_run_has_failed(lake: Lake) -> None:
 
 def test_another_host_is_taken_at_its_word(lake: Lake) -> None:
     """Whether its process lives can't be seen from here; until the day has been run by somebody, it is running."""
-    note = Path(lake.root, "_runs", "gate-1.json")
+    note = lake.root / "_runs" / "gate-1.json"
     note.parent.mkdir(parents=True)
     note.write_text(json.dumps({"name": note.name, "step": "gate", "days": ["2026-01-01"], "host": "elsewhere", "process": 1, "born": 0}))
     assert left(lake) == [(None, {*FIRST})]

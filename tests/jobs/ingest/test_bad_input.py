@@ -164,7 +164,7 @@ def test_times_are_the_instants_meant(lake: Lake, settings: Settings) -> None:
     for unit, factor in zip(units, (1, 10**3, 10**6, 10**9), strict=True):
         for zone in (None, "UTC", "Asia/Tokyo"):
             times = pa.array([1709208000 * factor], pa.timestamp(unit, zone))
-            path.with_name(f"{unit} {zone and zone[:3]}.parquet").write_bytes(parquet(event_time=times, event_id=[f"{unit}{zone}"]))
+            (path.parent / f"{unit} {zone and zone[:3]}.parquet").write_bytes(parquet(event_time=times, event_id=[f"{unit}{zone}"]))
     ingest(lake, settings)
     noon = datetime(2024, 2, 29, 12, tzinfo=UTC)
     found = Counter(lake.read("bronze.events")["event_time"].to_pylist())
@@ -203,7 +203,7 @@ def test_the_details_say_what_came(lake: Lake, settings: Settings, tmp_path: Pat
     folder = settings.landing_path / f"events/ds={DAY}"
     folder.mkdir(parents=True)
     (tmp_path / "secret").write_bytes(b"x")
-    (folder / "link.json").symlink_to(tmp_path / "secret")
+    Path(str(folder), "link.json").symlink_to(tmp_path / "secret")
     (folder / "cut.json.gz").write_bytes(gzip.compress(lines(at(), at(user_id=os.urandom(5000).hex())))[:3000])
     (folder / "a.json").write_bytes(json.dumps([1]).encode())
     ingest(lake, settings)

@@ -25,6 +25,7 @@ from jobs.ingest import bronze, silver
 from jobs.lake import Lake, insist
 from jobs.settings import Landing, Settings
 from jobs.steps import find_step
+from jobs.storage import Location
 from tests.jobs.ingest.test_bronze import event, land
 
 DAYS = [date(2026, 1, 1) + timedelta(days=offset) for offset in range(4)]
@@ -35,7 +36,7 @@ _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["jobs.ingest.bronze", "jobs.ingest.silver", "tests.jobs.ingest.test_breaking"])
 
 
-def land_day(landing: Path, day: int, seed: int) -> None:
+def land_day(landing: Location, day: int, seed: int) -> None:
     """Two files of events with repeats, conflicts, late rows and lines of every quality; items and users beside them."""
     chance = random.Random(f"{day} {seed}")
     for file in ("a.json", "b.json.gz"):
@@ -71,7 +72,7 @@ def settings(tmp_path: Path) -> Settings:
 
 def clean(settings: Settings) -> dict[str, list[str]]:
     """What one run over all days, in one pass, makes of the landing folder in a new lake."""
-    other = settings.model_copy(update={"lake": tempfile.mkdtemp(dir=settings.landing_path.parent)})
+    other = settings.model_copy(update={"lake": tempfile.mkdtemp(dir=Path(settings.landing.folder).parent)})
     for module in (bronze, silver):
         module.run(lake_of(other), other, DayRange(DAYS[0], DAYS[-1]))
     return content(other)

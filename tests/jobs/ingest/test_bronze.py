@@ -6,7 +6,6 @@ import json
 import random
 from collections import Counter
 from datetime import UTC, date, datetime
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +19,7 @@ from jobs.ingest import bronze
 from jobs.ingest.typed import quickly_typed
 from jobs.lake import Lake
 from jobs.settings import Settings
+from jobs.storage import Location
 
 FIRST, SECOND, THIRD = date(2026, 1, 1), date(2026, 1, 2), date(2026, 1, 3)
 NOON = "2026-01-01T12:00:00Z"
@@ -32,7 +32,7 @@ def event(**fields: Any) -> bytes:
     return json.dumps({name: value for name, value in {**GOOD, **fields}.items() if value is not ...}, ensure_ascii=False).encode()
 
 
-def land(landing: Path, name: str, *lines: bytes) -> None:
+def land(landing: Location, name: str, *lines: bytes) -> None:
     path = landing / name
     path.parent.mkdir(parents=True, exist_ok=True)
     body = b"\n".join(lines)

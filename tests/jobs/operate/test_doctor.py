@@ -70,6 +70,6 @@ def test_jars_that_are_there_are_not_resolved_again(tmp_path: Path, monkeypatch:
     monkeypatch.setenv(JARS_VARIABLE, str(jars_path()))
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     before = delta_jars()
-    fill_jars()
+    fill_jars(s3=False)
     assert delta_jars() == before
     assert len(before) == 7

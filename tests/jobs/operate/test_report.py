@@ -103,7 +103,7 @@ def test_the_whole_page(lake: Lake) -> None:
     assert not [reference for reference in ('src="http', 'href="http', "url(http") if reference in page]
     write_report(lake, DAY)
     assert path.read_text() == page
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert [file.name for file in path.parent.rglob("*")] == [path.name]
 
 
 def test_what_is_missing_is_named(lake: Lake) -> None:

@@ -94,7 +94,7 @@ def assert_told_rightly(lake: Lake, settings: Settings, days: Days, reasons: dic
 def test_nothing_is_stale_after_a_run(taken_in: Lake, settings: Settings) -> None:
     assert find_stale(taken_in, settings) == []
     for path in settings.landing_path.rglob("*.json"):
-        os.utime(path)
+        os.utime(str(path))
     assert find_stale(taken_in, settings) == [], "the content counts, and no clock"
     bronze.run(taken_in, settings, DayRange(DAYS[0], DAYS[1]))
     silver.run(taken_in, settings, DayRange(DAYS[0], DAYS[1]))
@@ -123,7 +123,8 @@ def test_a_first_copy_that_is_withdrawn(taken_in: Lake, settings: Settings) -> N
 
 
 def test_files_that_come_and_go(taken_in: Lake, settings: Settings) -> None:
-    (settings.landing_path / f"events/ds={DAYS[1]}/a.json").rename(settings.landing_path / f"events/ds={DAYS[1]}/b.json")
+    path = Path(settings.landing.folder, f"events/ds={DAYS[1]}/a.json")
+    path.rename(path.with_name("b.json"))
     why = f"events/ds={DAYS[1]}/b.json is new, and 1 more"
     reasons = dict.fromkeys(("bronze.events", "bronze.files", "bronze.quarantine"), why)
     reasons |= dict.fromkeys(("silver.interactions", "silver.repeats"), "bronze.events is stale")
