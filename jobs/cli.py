@@ -145,6 +145,17 @@ def stale(recompute: Annotated[bool, typer.Option("--recompute", help="make it a
     module.print_stale(_lake(settings), settings)
 
 
+@app.command()
+def migrate(apply: Annotated[bool, typer.Option("--apply", help="do it")] = False) -> None:
+    """Show, or do, what tables need that were made by an older contract: a version before this one, or other event types."""
+    from jobs.operate import migrate as module
+
+    settings = load_settings()
+    if apply:
+        module.migrate(_lake(settings), settings)
+    module.print_migration(_lake(settings))
+
+
 quarantine = typer.Typer(no_args_is_help=True, help="What could not be taken in: count it, look at it, take it in again.")
 app.add_typer(quarantine, name="quarantine")
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from deltalake import ColumnProperties, CommitProperties, DeltaTable, WriterProperties, write_deltalake
+from deltalake import ColumnProperties, CommitProperties, DeltaTable, Schema, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from jobs.contracts.errors import ConcurrentWrite, ContractBroken, LakeUnwritable, NotReady
@@ -84,6 +84,22 @@ class Commit:
     fingerprint: str
     replaced: frozenset[date]
     changed: frozenset[date]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A column of a table that is not as its contract has it: its type there, and that of the contract (null = no such column)."""
+
+    table: str
+    column: str
+    there: str | None
+    expected: str | None
+    harmless: bool  # null, where there is nothing, is what the contract allows
+
+    def __str__(self) -> str:
+        if self.there is None:
+            return f"{self.column}: expected {self.expected}, and there is no such column"
+        return f"{self.column}: expected {self.expected or 'no such column'}, got {self.there}"
 
 
 @dataclass(frozen=True)
@@ -158,24 +174,16 @@ class Lake:
 
     def dataset(self, table: str, version: int | None = None, partitions: Collection[date] | None = None) -> ds.Dataset:
         """A table, or some partitions of it, whose files are read as they are asked for. Raises as `read` does."""
-        import pyarrow.dataset as ds  # loads pandas, which most commands can do without
-
         delta = self._open(table, version)
         self._check(table, delta)
-        schema = self.schema(table)
-        # Over file_uris and not to_pyarrow_dataset(), which aborts the process at its exit.
-        partition_by = _contract(table).partition_by
-        uris = delta.file_uris(_filters(partition_by, partitions))
-        if not uris:
-            return ds.dataset(schema.empty_table())
-        partitioning = ds.partitioning(pa.schema([schema.field(partition_by)]), flavor="hive") if partition_by else None
-        files, paths = self._files(uris)
-        base = self.path(table).removeprefix(SCHEME)
-        return ds.dataset(paths, schema=schema, format="parquet", filesystem=files, partitioning=partitioning, partition_base_dir=base)
+        return self._dataset(table, delta, self.schema(table), partitions)
 
     def is_whole(self, table: str, version: int, partitions: Collection[date] | None = None) -> bool:
-        """Whether the files of an older version, or of some of its partitions, are still there."""
-        files, paths = self._files(self._open(table, version).file_uris(_filters(_contract(table).partition_by, partitions)))
+        """Whether the files of an older version, or of some of its partitions, are still there, and hold what the contract has by now."""
+        delta = self._open(table, version)
+        if not all(difference.harmless for difference in self._differences(table, delta)):
+            return False
+        files, paths = self._files(delta.file_uris(_filters(_contract(table).partition_by, partitions)))
         return all(info.is_file for info in files.get_file_info(paths))
 
     def replace(
@@ -204,10 +212,14 @@ class Lake:
         contract = _contract(table)
         schema = self.schema(table)
         replaced = days if partitions is None else partitions
-        stream = _Stream(schema, [rows] if isinstance(rows, pa.Table) else rows)
+        delta = self._open(table, seen)
+        gone = [difference.column for difference in self._differences(table, delta) if difference.expected is None]
+        stream = _Stream(
+            schema, [rows] if isinstance(rows, pa.Table) else rows, [field for field in pa.schema(delta.schema().to_arrow()) if field.name in gone]
+        )
         try:
             write_deltalake(
-                self._open(table, seen),
+                delta,
                 stream.reader(),
                 mode="overwrite",
                 predicate=_days_in(contract.partition_by, replaced) if contract.partition_by else None,
@@ -235,9 +247,12 @@ class Lake:
 
     def frame(self, spark: SparkSession, table: str, version: int | None = None) -> DataFrame:
         """A table as a Spark frame. Raises NotReady when it does not exist, ContractBroken when a column is missing."""
-        self._check(table, self._open(table, version))
+        delta = self._open(table, version)
+        self._check(table, delta)
         reader = spark.read.format("delta")
-        return (reader if version is None else reader.option("versionAsOf", version)).load(self._spark_path(table))
+        frame = (reader if version is None else reader.option("versionAsOf", version)).load(self._spark_path(table))
+        lacking = [difference for difference in self._differences(table, delta) if difference.there is None]
+        return frame.selectExpr("*", *(f"cast(null as {difference.expected}) as `{difference.column}`" for difference in lacking))
 
     def replace_frame(
         self,
@@ -277,6 +292,41 @@ class Lake:
         if seen is not None and self.version(table) != seen + 1:
             raise self._overtaken(table, days)
 
+    def differences(self, table: str) -> list[Difference]:
+        """How the columns of a table differ from its contract; not at all where there is no table."""
+        return self._differences(table, self._open(table, None)) if self.exists(table) else []
+
+    def add_columns(self, table: str) -> None:
+        """Add the nullable columns that the contract has and the table has not; in the rows that are there they are null."""
+        added = {difference.column for difference in self.differences(table) if difference.there is None and difference.harmless}
+        if added:
+            fields = [field for field in Schema.from_arrow(self.schema(table)).fields if field.name in added]
+            self._open(table, None).alter.add_columns(fields)
+
+    def rewrite(self, table: str, change: Callable[[ds.Dataset], Iterable[pa.Table]]) -> None:
+        """Write a table whole, with the columns of its contract, in one commit; `change` makes the rows from those that are there, as they are.
+
+        Raises ConcurrentWrite when somebody else has written to it meanwhile.
+        """
+        delta = self._open(table, None)
+        stream = _Stream(self.schema(table), change(self._dataset(table, delta, pa.schema(delta.schema().to_arrow()), None)))
+        try:
+            write_deltalake(
+                delta,
+                stream.reader(),
+                mode="overwrite",
+                schema_mode="overwrite",
+                partition_by=_contract(table).partition_by,
+                writer_properties=_WRITER,
+                commit_properties=CommitProperties(max_commit_retries=0),
+            )
+        except CommitFailedError as error:
+            raise self._overtaken(table, []) from error
+        except Exception:
+            if stream.failure:
+                raise stream.failure from None
+            raise
+
     def require_writable(self, tables: Collection[str]) -> None:
         """Raise LakeUnwritable or, where one of these tables is there without a column of its contract, ContractBroken. Nothing is made."""
         if isinstance(self.root, S3Path):
@@ -293,7 +343,7 @@ class Lake:
             raise LakeUnwritable(f"The lake {root} can't be written to. Mend its rights, or set `lake` in nightjar.toml, or NIGHTJAR_LAKE.")
 
     def ensure(self, table: str) -> None:
-        """Create an empty table from its contract when there is none. Raises LakeUnwritable when that can't be done."""
+        """Create an empty table from its contract when there is none; add the nullable columns that it lacks. Raises LakeUnwritable when that can't be done."""
         contract = _contract(table)
         self.require_writable([])
         try:
@@ -314,6 +364,7 @@ class Lake:
         except DeltaError:
             if not self.exists(table):  # else somebody was faster
                 raise
+        self.add_columns(table)
 
     def _refuse_overtaken(self, table: str, days: Collection[date], inputs: Mapping[str, int]) -> None:
         if not inputs:
@@ -333,6 +384,19 @@ class Lake:
                 return DeltaTable(self.path(table), version=version, storage_options=self._options())
         except TableNotFoundError as error:
             raise NotReady(f"There is no table {table} in {self.root} yet. Run the step that makes it: `nightjar status` shows which.") from error
+
+    def _dataset(self, table: str, delta: DeltaTable, schema: pa.Schema, partitions: Collection[date] | None) -> ds.Dataset:
+        import pyarrow.dataset as ds  # loads pandas, which most commands can do without
+
+        partition_by = _contract(table).partition_by
+        # Over file_uris and not to_pyarrow_dataset(), which aborts the process at its exit.
+        uris = delta.file_uris(_filters(partition_by, partitions))
+        if not uris:
+            return ds.dataset(schema.empty_table())
+        partitioning = ds.partitioning(pa.schema([schema.field(partition_by)]), flavor="hive") if partition_by else None
+        files, paths = self._files(uris)
+        base = self.path(table).removeprefix(SCHEME)
+        return ds.dataset(paths, schema=schema, format="parquet", filesystem=files, partitioning=partitioning, partition_base_dir=base)
 
     def _files(self, uris: Iterable[str]) -> tuple[pafs.FileSystem, list[str]]:
         """What reads such files, and what it calls them."""
@@ -364,33 +428,63 @@ class Lake:
         return [name for name in names if name in _SKIPPED_BY] or names[:1]
 
     def _check(self, table: str, delta: DeltaTable) -> None:
-        there = {field.name for field in delta.schema().fields}
-        missing = [column.name for column in self.columns(table) if column.name not in there]
-        if missing:
+        harmful = [difference for difference in self._differences(table, delta) if not difference.harmless]
+        if harmful:
             raise ContractBroken(
-                f"Table {table} in {self.root} has no column {', '.join(missing)}; it has {', '.join(sorted(there))}. "
-                "It was made by another version, or with other event types: make it again in a new lake."
+                f"Table {table} in {self.root} is not as its contract has it:\n"
+                + "\n".join(f"  {difference}" for difference in harmful)
+                + "\nIt was made by another version of Nightjar. `nightjar migrate` says what can be done."
             )
+
+    def _differences(self, table: str, delta: DeltaTable) -> list[Difference]:
+        there = {field.name: field for field in delta.schema().fields}
+        expected = {column.name: column for column in self.columns(table)}
+        found = []
+        for name in dict.fromkeys((*expected, *there)):
+            before = _spelled(json.loads(there[name].type.to_json())) if name in there else None
+            after = expected[name].type if name in expected else None
+            if before != after:
+                harmless = (before is None and expected[name].nullable) or (after is None and there[name].nullable)
+                found.append(Difference(table, name, before, after, harmless))
+        return found
 
 
 class _Stream:
-    """Rows that a writer in another language asks for: what goes wrong while they are made is kept, as it can't pass through that writer."""
+    """Rows that a writer in another language asks for: what goes wrong while they are made is kept, as it can't pass through that writer.
 
-    def __init__(self, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    `gone` are columns of the table that the contract has no more: they are null.
+    """
+
+    def __init__(self, schema: pa.Schema, tables: Iterable[pa.Table], gone: Iterable[pa.Field] = ()) -> None:
         self.failure: Exception | None = None
         self._schema = schema
         self._tables = tables
+        self._gone = list(gone)
 
     def reader(self) -> pa.RecordBatchReader:
-        return pa.RecordBatchReader.from_batches(self._schema, self._batches())
+        return pa.RecordBatchReader.from_batches(pa.schema([*self._schema, *self._gone]), self._batches())
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         try:
             for table in self._tables:
-                yield from table.select(self._schema.names).cast(self._schema).to_batches()
+                rows = table.select(self._schema.names).cast(self._schema)
+                for field in self._gone:
+                    rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
+                yield from rows.to_batches()
         except Exception as error:
             self.failure = error
             raise
+
+
+def _spelled(delta_type: str | dict[str, Any]) -> str:
+    """A type of Delta's log as contracts spell it."""
+    if isinstance(delta_type, str):
+        return {"long": "bigint", "integer": "int"}.get(delta_type, delta_type.replace(" ", ""))
+    if delta_type["type"] == "array":
+        return f"array<{_spelled(delta_type['elementType'])}>"
+    if delta_type["type"] == "map":
+        return f"map<{_spelled(delta_type['keyType'])},{_spelled(delta_type['valueType'])}>"
+    return str(delta_type)
 
 
 def _contract(table: str) -> Table:
