@@ -43,7 +43,7 @@ STEPS = {"features": features, "transitions": transitions}
 TABLES = [table for step in STEPS for table in find_step(step).writes]
 MOMENTS = ("files", "commit")
 BOUNDARIES = [(step, table, moment) for step in STEPS for table in find_step(step).writes for moment in MOMENTS]
-SECONDS = 180
+SECONDS = 600
 CONFIG = """
 lake = "lake"
 [landing]
