@@ -110,6 +110,7 @@ class _Search:
     found: list[Stale] = field(default_factory=list)
     landed: frozenset[date] = frozenset()  # days whose landing files are not those of the ledger
     _numbers: Iterator[int] = field(default_factory=count)
+    _read: dict[str, list[Commit]] = field(default_factory=dict)
 
     @cached_property
     def aside(self) -> Lake:
@@ -231,7 +232,7 @@ class _Search:
         changes = f"changes_{next(self._numbers)}"
         self.duck.execute(f"create temp table {changes} (day date, reason varchar, {_EVENT_TYPES})")
         for since, days in self._since(target, INTERACTIONS).items():
-            replaced = {day for commit in self.lake.commits(INTERACTIONS) if commit.version > since for day in commit.replaced}
+            replaced = {day for commit in self._commits(INTERACTIONS) if commit.version > since for day in commit.replaced}
             before, after = (_read_on(self._rows(self.lake, INTERACTIONS, days, version, replaced)) for version in (since, None))
             self.duck.execute(f"insert into {changes} select arrival_day, '{INTERACTIONS} has changed', {_EVENT} from ({_differing(before, after)})")
         made = one_of("arrival_day", self._made(target))
@@ -258,16 +259,21 @@ class _Search:
 
     def _differs(self, source: str, since: int | None, night: date) -> bool:
         """Whether the rows of a table that count for a night are others than in a version of it."""
-        newer = [commit for commit in self.lake.commits(source) if since is not None and commit.version > since]
+        newer = [commit for commit in self._commits(source) if since is not None and commit.version > since]
         if source == TRANSITIONS:
             days = {day for commit in newer for day in commit.replaced if day <= night}
         else:
             days = {night} if source == ITEMS or any(night in commit.days for commit in newer) else set()
         return bool(newer and days) and self._count(_differing(self._rows(self.lake, source, days, since), self._rows(self.lake, source, days))) > 0
 
+    def _commits(self, table: str) -> list[Commit]:
+        if table not in self._read:
+            self._read[table] = self.lake.commits(table)
+        return self._read[table]
+
     def _made(self, table: str) -> dict[date, Commit]:
         """By day, the commit that has made it last. A table without partitions is made whole each time, and served lists are those of one night."""
-        commits = self.lake.commits(table)
+        commits = self._commits(table)
         if table in (ITEMS, "silver.users"):
             return dict.fromkeys(self.lake.done(table), commits[-1]) if commits else {}
         if table == "serving.recommendations":
@@ -279,12 +285,14 @@ class _Search:
 
         A day looks at that of the source, and at as many before it.
         """
-        newest = {day: commit.version for commit in self.lake.commits(source) for day in commit.days | commit.changed}
+        newest = {day: commit.version for commit in self._commits(source) for day in commit.days | commit.changed}
         found: dict[int, set[date]] = defaultdict(set)
         for day, commit in self._made(target).items():
             since = commit.inputs.get(source)
-            written = any(newest.get(day - timedelta(days=back), -1) > since for back in range(looks_back + 1)) if since is not None else False
-            if since is not None and (written or (source in find_step("bronze").writes and day in self.landed)):
+            if since is None:
+                continue
+            written = any(newest.get(day - timedelta(days=back), since) > since for back in range(looks_back + 1))
+            if written or (day in self.landed and source in find_step("bronze").writes):
                 found[since].add(day)
         return found
 
