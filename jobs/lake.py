@@ -47,11 +47,9 @@ _TABLE_PROPERTIES = {
 _SKIPPED_BY = ("arrival_day", "event_day", "valid_from", "as_of_day", "bucket", "user_id")
 # What has few values is written once and then referred to. For what has many, to find that out would cost as much as to write it.
 _DICTIONARIES = ("event_type", "policy_id", "source_file", "feed", "reason", "response", "end", "policy_version")
-_WRITER = WriterProperties(
-    compression="ZSTD",
-    default_column_properties=ColumnProperties(dictionary_enabled=False),
-    column_properties={name: ColumnProperties(dictionary_enabled=True) for name in _DICTIONARIES},
-)
+_DICTIONARY_TYPES = ("date", "int")
+# By what each differs from the one before: less to compress than if they were written out.
+_DIFFERENCE_TYPES = ("bigint", "timestamp")
 _ARROW = {
     "string": pa.string(),
     "bigint": pa.int64(),
@@ -213,17 +211,15 @@ class Lake:
         schema = self.schema(table)
         replaced = days if partitions is None else partitions
         delta = self._open(table, seen)
-        gone = [difference.column for difference in self._differences(table, delta) if difference.expected is None]
-        stream = _Stream(
-            schema, [rows] if isinstance(rows, pa.Table) else rows, [field for field in pa.schema(delta.schema().to_arrow()) if field.name in gone]
-        )
+        gone = [field for field in pa.schema(delta.schema().to_arrow()) if field.name not in schema.names]
+        stream = _Stream(schema, [rows] if isinstance(rows, pa.Table) else rows, gone)
         try:
             write_deltalake(
                 delta,
                 stream.reader(),
                 mode="overwrite",
                 predicate=_days_in(contract.partition_by, replaced) if contract.partition_by else None,
-                writer_properties=_WRITER,
+                writer_properties=self._writer(table),
                 commit_properties=CommitProperties(
                     custom_metadata={_RECORD: _record(step, days, inputs, fingerprint, replaced, changed)},
                     # A commit that finds another one before it is tried after it, if they touch other days. Not where the rows
@@ -317,7 +313,7 @@ class Lake:
                 mode="overwrite",
                 schema_mode="overwrite",
                 partition_by=_contract(table).partition_by,
-                writer_properties=_WRITER,
+                writer_properties=self._writer(table),
                 commit_properties=CommitProperties(max_commit_retries=0),
             )
         except CommitFailedError as error:
@@ -426,6 +422,22 @@ class Lake:
         """Columns by whose extremes readers leave files out. Statistics of all columns would cost more than a small day itself."""
         names = [column.name for column in _contract(table).columns if column.name != _contract(table).partition_by]
         return [name for name in names if name in _SKIPPED_BY] or names[:1]
+
+    def _writer(self, table: str) -> WriterProperties:
+        """How the files of a table are written. The extremes of a column by which nobody skips would cost more than they give."""
+        skipped_by = self._skipped_by(table)
+        return WriterProperties(
+            compression="ZSTD",
+            default_column_properties=ColumnProperties(dictionary_enabled=False, statistics_enabled="NONE"),
+            column_properties={
+                column.name: ColumnProperties(
+                    dictionary_enabled=column.name in _DICTIONARIES or column.type in _DICTIONARY_TYPES,
+                    statistics_enabled="CHUNK" if column.name in skipped_by else "NONE",
+                    encoding="DELTA_BINARY_PACKED" if column.type in _DIFFERENCE_TYPES else None,
+                )
+                for column in self.columns(table)
+            },
+        )
 
     def _check(self, table: str, delta: DeltaTable) -> None:
         harmful = [difference for difference in self._differences(table, delta) if not difference.harmless]

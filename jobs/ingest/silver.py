@@ -7,10 +7,14 @@ one with other content a conflict, and both lie in silver.repeats.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import date
+from typing import TYPE_CHECKING
 
 import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs.contracts.days import DayRange, portions
 from jobs.contracts.landing import CONFLICT
@@ -19,6 +23,9 @@ from jobs.database import database, one_of, tables_of
 from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.steps import find_step
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 _EVENTS, _INTERACTIONS, _REPEATS = "bronze.events", "silver.interactions", "silver.repeats"
 _PORTION_ROWS = 20_000_000  # of bronze.events: what is written in one commit lies in memory, encoded, until then
@@ -59,28 +66,31 @@ def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, days: Sequence[date]) 
     scope = lake.done(_INTERACTIONS) | {*days}
     # Only now, so that the events hold all that the days done were made from.
     inputs = lake.versions([_EVENTS])
-    duck.register("events", lake.dataset(_EVENTS, inputs[_EVENTS]))
+    events = lake.dataset(_EVENTS, inputs[_EVENTS])
+    duck.register("events", events)
     if scope == {*days}:
         # All of it, but for repeats of a day that another run has half taken in.
         affected = one_of("arrival_day", days)
-        duck.execute(f"create or replace temp view taken as select * from events where {one_of('arrival_day', days)}")
+        duck.execute("create or replace temp table doubtful as from events limit 0")
     else:
         affected = "event_id in (select event_id from arrived)"
-        _find_taken(duck, days, scope)
-    duck.execute(_REPEATS_OF_TAKEN)
-    event_days = _days(duck, f"select event_day from taken union select day from held where {one_of('arrival_day', days)}")
+        _find_arrived(duck, days, scope)
+    _find_copies(duck, events, days)
+    duck.execute(_REPEATS_OF_DOUBTFUL)
+    brought = one_of("arrival_day", days)
+    event_days = _days(duck, f"select event_day from events where {brought} union select event_day from doubtful union select day from held where {brought}")
     arrival_days = _days(duck, f"select arrival_day from repeats union select arrival_day from held_repeats where {affected}") | {*days}
 
     # The repeats come first. Were they older than the interactions, and this run killed in between, the next one would find
     # no trace of an id whose first arrival was withdrawn.
     repeats = f"from repeats union all by name from held_repeats where {one_of('arrival_day', arrival_days)} and not {affected}"
     lake.replace(_REPEATS, duck.sql(repeats).to_arrow_table(), "silver", days, inputs, arrival_days, seen[_REPEATS])
-    came = "select *, event_day as day from taken where (source_file, source_line) not in (select (source_file, source_line) from repeats)"
+    came = "select *, event_day as day from doubtful where (source_file, source_line) not in (select (source_file, source_line) from repeats)"
     gone = f"select *, day as event_day from held where {affected}"
     kept = f"select *, day as event_day from held where {one_of('day', event_days)} and not {affected}"
-    interactions = duck.sql(f"{came} union all by name {kept}")
     changed = _others_changed(duck, came, gone, days)
-    lake.replace(_INTERACTIONS, tables_of(interactions), "silver", days, inputs, event_days, seen[_INTERACTIONS], changed=changed)
+    rows = itertools.chain(_came_once(duck, events, days), tables_of(duck.sql(f"{came} union all by name {kept}")))
+    lake.replace(_INTERACTIONS, rows, "silver", days, inputs, event_days, seen[_INTERACTIONS], changed=changed)
 
 
 def _others_changed(duck: duckdb.DuckDBPyConnection, came: str, gone: str, days: Collection[date]) -> set[date]:
@@ -91,17 +101,45 @@ def _others_changed(duck: duckdb.DuckDBPyConnection, came: str, gone: str, days:
     return _days(duck, f"select arrival_day from (({before}) except ({after}) union all (({after}) except ({before})))")
 
 
-def _find_taken(duck: duckdb.DuckDBPyConnection, days: Collection[date], scope: Collection[date]) -> None:
-    """Make `arrived`, the ids that the days bring or brought, and `taken`, all events of these ids.
+def _find_arrived(duck: duckdb.DuckDBPyConnection, days: Collection[date], scope: Collection[date]) -> None:
+    """Make `arrived`, the ids that the days bring or brought, and `doubtful`, the events of these ids that other days have brought.
 
     Of the history only the ids are read, and those days whole that have one of them.
     """
     sources = " union ".join(f"select event_id from {name} where {one_of('arrival_day', days)}" for name in ("events", "held", "held_repeats"))
     duck.execute(f"create or replace temp table arrived as {sources}")
     of_arrived = "semi join arrived using (event_id)"
-    came = _days(duck, f"select arrival_day from events {of_arrived} where {one_of('arrival_day', scope)}")
-    duck.execute(f"create or replace temp table events_of_arrived as select * from events {of_arrived} where {one_of('arrival_day', came)}")
-    duck.execute("create or replace temp view taken as from events_of_arrived")
+    came = _days(duck, f"select arrival_day from events {of_arrived} where {one_of('arrival_day', {*scope} - {*days})}")
+    duck.execute(f"create or replace temp table doubtful as select * from events {of_arrived} where {one_of('arrival_day', came)}")
+
+
+def _find_copies(duck: duckdb.DuckDBPyConnection, events: ds.Dataset, days: Collection[date]) -> None:
+    """Add to `doubtful` the events of the days whose id comes twice, there or on the days; make `twice`, which tells each of these ids by day.
+
+    By the hash of the id, which may bring in a few too many: most ids come once, and sorting them all would cost more than all the rest.
+    """
+    brought = f"from events where {one_of('arrival_day', days)}"
+    duck.execute(f"""
+        create or replace temp table twice as
+        with hashes as (select hash(event_id) as hash {brought} union all select hash(event_id) from doubtful)
+        select arrival_day, event_id {brought} and hash(event_id) in (select hash from hashes group by all having count(*) > 1)
+    """)
+    for day in days:
+        if len(ids := _ids_twice(duck, day)):
+            duck.register("copies", events.scanner(filter=(pc.field("arrival_day") == day) & pc.field("event_id").isin(ids)).to_reader())
+            duck.execute("insert into doubtful by name from copies")
+
+
+def _came_once(duck: duckdb.DuckDBPyConnection, events: ds.Dataset, days: Collection[date]) -> Iterator[pa.Table]:
+    """The other events of the days: straight from bronze, as the way through the database costs half as much again."""
+    for day in days:
+        once = ~pc.field("event_id").isin(_ids_twice(duck, day))
+        for batch in events.scanner(filter=(pc.field("arrival_day") == day) & once).to_batches():
+            yield pa.Table.from_batches([batch]).append_column("day", batch["event_day"])
+
+
+def _ids_twice(duck: duckdb.DuckDBPyConnection, day: date) -> pa.Array:
+    return duck.sql(f"select event_id from twice where arrival_day = date '{day}'").to_arrow_table()["event_id"].combine_chunks()
 
 
 def _content(columns: Iterable[Column]) -> str:
@@ -111,12 +149,10 @@ def _content(columns: Iterable[Column]) -> str:
 
 
 _CHANGED = ", ".join(f"case when content.{column.name} is distinct from first_content.{column.name} then '{column.name}' end" for column in EVENT_COLUMNS[1:])
-_REPEATS_OF_TAKEN = f"""
+_REPEATS_OF_DOUBTFUL = f"""
     create or replace temp table repeats as
     with
-    -- By their hash, and only to be looked at again: most ids come once, and sorting them all would cost more than all the rest.
-    twice as (select hash(event_id) as hash from taken group by all having count(*) > 1),
-    copies as (select *, {_content(EVENT_COLUMNS[1:])} as content from taken where hash(event_id) in (select hash from twice)),
+    copies as (select *, {_content(EVENT_COLUMNS[1:])} as content from doubtful),
     ranked as (
         select
             *,

@@ -5,10 +5,11 @@ create macro is_blank(raw) as raw is null or (raw < '!' and trim(raw) = '');
 -- A text that begins like most ids do: no blank, no number, no list, no object, nothing that JSON spells in several ways.
 create macro is_plain(raw) as raw >= 'a' and raw < '{';
 
--- A text that is perhaps a list, an object, a number that the parser has spelled in its own way, or a number that is none.
+-- A text that is perhaps a list, an object, a number that the parser has spelled in its own way, or a number that is none. Not
+-- what only begins like a number: half of all hexadecimal ids do, and a second look costs as much again as the first.
 create macro is_doubtful(raw) as
 raw = '0'
-or (raw < ':' and (contains(raw, '.') or contains(raw, 'e')))
+or (raw < ':' and (contains(raw, '.') or contains(raw, 'e')) and regexp_full_match(raw, '[-+0-9.eE]+'))
 or starts_with(raw, '[')
 or starts_with(raw, '{')
 or raw in ('NaN', 'Infinity', '-Infinity');

@@ -49,6 +49,8 @@ GOOD_EVENTS: list[tuple[bytes, str, Any]] = [
     (event(user_id=9007199254740993), "user_id", "9007199254740993"),
     (event(user_id="X").replace(b'"X"', b"12345678901234567890.12345678901234567890"), "user_id", "12345678901234567890.12345678901234567890"),
     (event(user_id="007"), "user_id", "007"),
+    (event(user_id="4e1f.5-a"), "user_id", "4e1f.5-a"),
+    (event(user_id="12e45678"), "user_id", "12e45678"),
     (event(user_id="[a]"), "user_id", "[a]"),
     (event(user_id="ünï-€"), "user_id", "ünï-€"),
     (event(user_id="1.5", context={"user_id": 2.0}), "user_id", "1.5"),
