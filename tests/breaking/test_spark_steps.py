@@ -306,7 +306,7 @@ def workers(world: World, *works: Sequence[tuple[int, int]]) -> Iterator[list[su
 AT_ONCE: dict[str, list[list[tuple[int, int]]]] = {
     "the same days": [[(2, 4)], [(2, 4)]],
     "opposite orders": [[(2, 2), (3, 3), (4, 4)], [(4, 4), (3, 3), (2, 2)]],
-    "neighbours": [[(3, 3)] * 3, [(4, 4)] * 3],
+    "neighbours": [[(3, 3)] * 2, [(4, 4)] * 2],
 }
 
 
