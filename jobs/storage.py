@@ -204,7 +204,7 @@ def unreachable(what: str, s3: S3, error: Exception) -> StoreUnreachable:
     told = re.sub(r"\x1b\[\d+m|↳|\s+", " ", str(error))
     reason = re.search(r"AWS Error (.+?)(?: \(Request ID|$)", told) or re.search(r"(?:Generic S3 error|Kernel error)\W+(.{1,300})", told)
     return StoreUnreachable(
-        f"{what} can't be reached at {_endpoint(s3)}: {' '.join((reason[1] if reason else told[:300]).split())}. Look at `endpoint` and `region` of "
+        f"{what} can't be reached at {_endpoint(s3)}: {' '.join((reason[1] if reason else told[:300]).split()).rstrip('.')}. Look at `endpoint` and `region` of "
         "[s3] in nightjar.toml, whether that bucket is there, and at AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, which have to be allowed to use it."
     )
 
