@@ -18,7 +18,7 @@ export PYTHONSAFEPATH := 1
 help: ## print this page
 	@echo "Nightjar: nightly recommendations from raw interaction logs."
 	@echo
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo
 	@echo "KEEP=1 leaves the demo's Airflow running. ARGS='--users 500 --days 10' changes the demo's world."
 

@@ -52,6 +52,7 @@ def local(settings: Settings, days: Sequence[int]) -> dict[str, list[str]]:
             copy = Path(folder, "landing", path.relative_to(landing))
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
+            assert copy.stat().st_size == path.stat().st_size
         here = settings.model_copy(update={"landing": Landing(folder=f"{folder}/landing"), "lake": f"{folder}/lake"})
         ingest(here, days)
         return content(here)
