@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JARS := .jars/.ready
+S3_SERVER := .s3-server/.ready
 UV := $(shell command -v uv || echo .tools/bin/uv)
 PYTHON := $(shell command -v python3.11 || command -v python3)
 # One busy neighbour makes a training step 40 times slower with threads that spin while they wait.
@@ -12,12 +13,12 @@ export OMP_WAIT_POLICY := passive
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-airflow test-breaking test-real bench bench-ingest check format doctor pins clean
+.PHONY: help setup demo test test-airflow test-breaking test-s3 test-real bench bench-ingest check format doctor pins clean
 
 help: ## print this page
 	@echo "Nightjar: nightly recommendations from raw interaction logs."
 	@echo
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 	@echo
 	@echo "KEEP=1 leaves the demo's Airflow running. ARGS='--users 500 --days 10' changes the demo's world."
 
@@ -27,13 +28,17 @@ demo: setup ## 30 days of a simulated world, its last night through a real Airfl
 	@$(BIN)/nightjar demo $(if $(KEEP),--keep) $(ARGS)
 
 test: setup ## run the tests
-	@$(BIN)/python -m pytest --ignore=tests/real --ignore=tests/airflow --ignore=tests/breaking $(ARGS)
+	@$(BIN)/python -m pytest --ignore=tests/real --ignore=tests/airflow --ignore=tests/breaking --ignore=tests/s3 $(ARGS)
 
 test-airflow: setup ## compare Airflow's backfill with nightjar's: a Spark session a task, so some minutes
 	@$(BIN)/python -m pytest tests/airflow $(ARGS)
 
 test-breaking: setup ## kill Spark steps and set them upon each other: a Spark session a process, so some minutes
 	@$(BIN)/python -m pytest tests/breaking $(ARGS)
+
+test-s3: setup $(S3_SERVER) ## run the chain, races and failures on an S3 server of its own; fetches 700 MB of JARs once
+	@$(BIN)/nightjar jars --s3
+	@$(BIN)/python -m pytest tests/s3 $(ARGS)
 
 test-real: setup ## run the whole chain on the real data sets of ../shared/data
 	@if [ -d ../shared/data ]; then $(BIN)/python -m pytest tests/real -s $(ARGS); \
@@ -66,9 +71,11 @@ pins: ## compile the pins anew from pyproject.toml
 	  extras=$$([ $$name = local ] && echo "--all-extras --group dev" || echo "--extra $$name -c requirements/local.txt"); \
 	  $(UV) pip compile pyproject.toml --python-version 3.11 $$extras --generate-hashes --no-emit-index-url \
 	    --no-annotate --no-header --quiet -o requirements/$$name.txt; done
+	@$(UV) pip compile --python-version 3.11 --group pyproject.toml:s3-server --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header --quiet -o requirements/s3-server.txt
 
 clean: ## remove what the targets made, .venv and JARs included
-	@rm -rf $(VENV) .tools .jars demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) .tools .jars .s3-server demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .tools/bin/uv: requirements/uv.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
@@ -82,6 +89,12 @@ $(READY): requirements/local.txt pyproject.toml | $(filter .tools/bin/uv,$(UV))
 	@$(UV) venv --quiet --clear --python $(PYTHON) --no-python-downloads $(VENV)
 	@$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/local.txt
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# An environment of its own: botocore holds python-dateutil below 3, and no test may decide what the images hold.
+$(S3_SERVER): requirements/s3-server.txt | $(filter .tools/bin/uv,$(UV))
+	@$(UV) venv --quiet --clear --python $(PYTHON) --no-python-downloads $(@D)
+	@$(UV) pip install --quiet --python $(@D)/bin/python --require-hashes -r $<
 	@touch $@
 
 $(JARS): jobs/operate/jars.py $(READY)

@@ -119,7 +119,7 @@ class S3Path:
         """A stream of the bytes of the object. Raises FileNotFoundError when there is none."""
         assert mode == "rb"
         with self._answers():
-            return _Stream(self, filesystem(self.s3).open_input_stream(self.key))
+            return _Stream(self, filesystem(self.s3).open_input_stream(self.key, compression=None))  # else Arrow unpacks by the name
 
     def read_bytes(self) -> bytes:
         with self.open("rb") as stream:
@@ -129,7 +129,7 @@ class S3Path:
         return self.read_bytes().decode()
 
     def write_bytes(self, content: bytes) -> None:
-        with self._answers(), filesystem(self.s3).open_output_stream(self.key) as stream:
+        with self._answers(), filesystem(self.s3).open_output_stream(self.key, compression=None) as stream:
             stream.write(content)
 
     def write_text(self, content: str) -> None:
@@ -203,14 +203,11 @@ def unreachable(what: str, s3: S3, error: Exception) -> StoreUnreachable:
     """The message for what a store, or the way to it, has refused."""
     told = re.sub(r"\x1b\[\d+m|↳|\s+", " ", str(error))
     reason = re.search(r"AWS Error (.+?)(?: \(Request ID|$)", told) or re.search(r"(?:Generic S3 error|Kernel error)\W+(.{1,300})", told)
+    because = " ".join((reason[1] if reason else told[:300]).split()).rstrip(".")
     return StoreUnreachable(
-        f"{what} can't be reached at {_endpoint(s3)}: {' '.join((reason[1] if reason else told[:300]).split())}. Look at `endpoint` and `region` of "
+        f"{what} can't be reached at {s3.endpoint or 'AWS'}: {because}. Look at `endpoint` and `region` of "
         "[s3] in nightjar.toml, whether that bucket is there, and at AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, which have to be allowed to use it."
     )
-
-
-def _endpoint(s3: S3) -> str:
-    return s3.endpoint or "AWS"
 
 
 def region(s3: S3) -> str:

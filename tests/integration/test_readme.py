@@ -36,12 +36,17 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
 
 
 def test_the_settings_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "nightjar.toml").write_text("\n".join(blocks("toml")))
     monkeypatch.setenv(CONFIG_VARIABLE, str(tmp_path / "nightjar.toml"))
-    assert load_settings().landing.event_types == {"view": "impression"}
+    read = []
+    for block in blocks("toml"):
+        (tmp_path / "nightjar.toml").write_text(block)
+        read.append(load_settings())
+    other_names, in_a_bucket = read
+    assert other_names.landing.event_types == {"view": "impression"}
+    assert (in_a_bucket.lake, in_a_bucket.landing.folder) == ("s3://bucket/lake", "s3://bucket/landing")
 
 
-TARGETS = sorted(set(re.findall(r"(?:^|`)make ([a-z-]+)", README + (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)))
+TARGETS = sorted(set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", README + (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)))
 
 
 @pytest.mark.parametrize("target", TARGETS)
