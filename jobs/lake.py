@@ -177,7 +177,9 @@ class Lake:
         return self._dataset(table, delta, self.schema(table), partitions)
 
     def is_whole(self, table: str, version: int, partitions: Collection[date] | None = None) -> bool:
-        """Whether the files of an older version, or of some of its partitions, are still there, and hold what the contract has by now."""
+        """Whether a version is of this table, the files of it or of some of its partitions are still there, and they hold what the contract has."""
+        if version > self.version(table):
+            return False
         delta = self._open(table, version)
         if not all(difference.harmless for difference in self._differences(table, delta)):
             return False
@@ -213,7 +215,7 @@ class Lake:
         delta = self._open(table, seen)
         gone = [field for field in pa.schema(delta.schema().to_arrow()) if field.name not in schema.names]
         stream = _Stream(schema, [rows] if isinstance(rows, pa.Table) else rows, gone)
-        try:
+        with self._writing(table, days, stream):
             write_deltalake(
                 delta,
                 stream.reader(),
@@ -228,18 +230,6 @@ class Lake:
                     max_commit_retries=None if contract.partition_by and seen is None else 0,
                 ),
             )
-        except CommitFailedError as error:
-            raise self._overtaken(table, days) from error
-        except Exception as error:
-            if stream.failure:
-                raise stream.failure from None
-            if isinstance(self.root, S3Path) and isinstance(error, OSError):
-                raise unreachable(f"{table} in {self.root}", self.root.s3, error) from error
-            if refusal := re.search(r"([^:]+) \(os error \d+\)", str(error)):
-                raise LakeUnwritable(
-                    f"{table} in {self.root} can't be written: {refusal[1].strip()}. It holds what it held before. Mend that, and run the step again."
-                ) from error
-            raise
 
     def frame(self, spark: SparkSession, table: str, version: int | None = None) -> DataFrame:
         """A table as a Spark frame. Raises NotReady when it does not exist, ContractBroken when a column is missing."""
@@ -297,16 +287,20 @@ class Lake:
         added = {difference.column for difference in self.differences(table) if difference.there is None and difference.harmless}
         if added:
             fields = [field for field in Schema.from_arrow(self.schema(table)).fields if field.name in added]
-            self._open(table, None).alter.add_columns(fields)
+            try:
+                self._open(table, None).alter.add_columns(fields)
+            except CommitFailedError as error:
+                raise self._overtaken(table, []) from error
 
-    def rewrite(self, table: str, change: Callable[[ds.Dataset], Iterable[pa.Table]]) -> None:
+    def rewrite(self, table: str, change: Callable[[ds.Dataset, Sequence[Difference]], Iterable[pa.Table]]) -> None:
         """Write a table whole, with the columns of its contract, in one commit; `change` makes the rows from those that are there, as they are.
 
         Raises ConcurrentWrite when somebody else has written to it meanwhile.
         """
         delta = self._open(table, None)
-        stream = _Stream(self.schema(table), change(self._dataset(table, delta, pa.schema(delta.schema().to_arrow()), None)))
-        try:
+        rows = self._dataset(table, delta, pa.schema(delta.schema().to_arrow()), None)
+        stream = _Stream(self.schema(table), change(rows, self._differences(table, delta)))
+        with self._writing(table, [], stream):
             write_deltalake(
                 delta,
                 stream.reader(),
@@ -316,12 +310,6 @@ class Lake:
                 writer_properties=self._writer(table),
                 commit_properties=CommitProperties(max_commit_retries=0),
             )
-        except CommitFailedError as error:
-            raise self._overtaken(table, []) from error
-        except Exception:
-            if stream.failure:
-                raise stream.failure from None
-            raise
 
     def require_writable(self, tables: Collection[str]) -> None:
         """Raise LakeUnwritable or, where one of these tables is there without a column of its contract, ContractBroken. Nothing is made."""
@@ -362,12 +350,33 @@ class Lake:
                 raise
         self.add_columns(table)
 
+    @contextmanager
+    def _writing(self, table: str, days: Collection[date], stream: _Stream) -> Iterator[None]:
+        """What goes wrong while deltalake writes, as the message that it is."""
+        try:
+            yield
+        except CommitFailedError as error:
+            raise self._overtaken(table, days) from error
+        except Exception as error:
+            if stream.failure:
+                raise stream.failure from None
+            if isinstance(self.root, S3Path) and isinstance(error, OSError):
+                raise unreachable(f"{table} in {self.root}", self.root.s3, error) from error
+            if refusal := re.search(r"([^:]+) \(os error \d+\)", str(error)):
+                raise LakeUnwritable(
+                    f"{table} in {self.root} can't be written: {refusal[1].strip()}. It holds what it held before. Mend that, and run the step again."
+                ) from error
+            raise
+
     def _refuse_overtaken(self, table: str, days: Collection[date], inputs: Mapping[str, int]) -> None:
         if not inputs:
             return
         for commit in self.commits(table):
-            if commit.days & {*days} and any(commit.inputs.get(name, -1) > version for name, version in inputs.items()):
-                raise self._overtaken(table, days)
+            if commit.days & {*days}:
+                newer = {name for name, version in inputs.items() if commit.inputs.get(name, -1) > version}
+                # What is newer than the newest was read from a table that has been removed, and made again, since.
+                if any(self.exists(name) and commit.inputs[name] <= self.version(name) for name in newer):
+                    raise self._overtaken(table, days)
 
     def _overtaken(self, table: str, days: Collection[date]) -> ConcurrentWrite:
         return ConcurrentWrite(

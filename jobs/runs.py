@@ -19,12 +19,14 @@ from uuid import uuid4
 import psutil  # type: ignore[import-untyped]
 
 from jobs.contracts.days import DayRange
+from jobs.contracts.errors import StoreUnreachable
 from jobs.lake import Lake
 from jobs.steps import Step
 from jobs.storage import Location, write_whole
 
 _FOLDER = "_runs"
 _LONGEST_MESSAGE = 2000
+_CLOCK_SECONDS = 60
 _KILLED = "it ended without a word: killed, or the machine went down"
 
 
@@ -44,6 +46,12 @@ class Run:
     def here(self) -> bool:
         return self.host == socket.gethostname()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process goes on; its birth is reckoned from the clock, which may have been set meanwhile."""
+        born = _born(self.process)
+        return born is not None and abs(born - self.born) < _CLOCK_SECONDS
+
     def text(self) -> str:
         """What the note says."""
         return json.dumps({**vars(self), "days": sorted(map(str, self.days))}, indent=2)
@@ -53,7 +61,7 @@ class Run:
         """The run of a note; one whose process is no more, on this host, has failed."""
         fields: dict[str, Any] = json.loads(text)
         run = cls(**fields | {"days": frozenset(map(date.fromisoformat, fields["days"]))})
-        return replace(run, failure=_KILLED) if run.here and not run.failure and run.born != _born(run.process) else run
+        return run if run.failure or not run.here or run.alive else replace(run, failure=_KILLED)
 
 
 @contextmanager
@@ -61,21 +69,22 @@ def noted(lake: Lake, step: Step, days: DayRange) -> Iterator[None]:
     """Keep a note of a run while it goes on. One that fails leaves it behind, until its days have been run again."""
     run = Run(f"{step.name}-{uuid4().hex}.json", step.name, frozenset(days), socket.gethostname(), os.getpid(), _born(os.getpid()) or 0)
     folder = lake.root / _FOLDER
-    new = not lake.root.exists()
+    new = isinstance(folder, Path) and not folder.parent.exists()
     _write(folder, run)
     try:
         yield
     except BaseException as error:
         message = str(error) or type(error).__name__
-        with suppress(OSError):  # a disk that is full has been told already
+        with suppress(OSError, StoreUnreachable):  # a disk that is full, or a store that is gone, has been told already
             _write(folder, replace(run, failure=message[:_LONGEST_MESSAGE]))
             if new and isinstance(folder, Path):
                 _remove_unless_a_lake(folder, run)
         raise
-    for other in runs(lake):
-        # Whether a process of another host lives can't be seen from here: what it was to make has been made.
-        if other.step == run.step and (other.name == run.name or other.failure or not other.here):
-            _write(folder, replace(other, days=other.days - run.days))
+    with suppress(OSError, StoreUnreachable):  # the tables are made, and no note may undo that
+        for other in runs(lake):
+            # Whether a process of another host lives can't be seen from here: what it was to make has been made.
+            if other.step == run.step and (other.name == run.name or other.failure or not other.here):
+                _write(folder, replace(other, days=other.days - run.days))
 
 
 def runs(lake: Lake) -> list[Run]:
@@ -83,7 +92,8 @@ def runs(lake: Lake) -> list[Run]:
     found = []
     folder = lake.root / _FOLDER
     for name in sorted(path.name for path in folder.glob("*.json")):
-        with suppress(FileNotFoundError):  # it has ended well meanwhile
+        # It has ended well meanwhile; or it is none of this version's, or half of one that a machine wrote as it went down.
+        with suppress(FileNotFoundError, ValueError, TypeError, KeyError):
             found.append(Run.parse((folder / name).read_text()))
     return found
 

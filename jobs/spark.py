@@ -144,9 +144,15 @@ def start_session(settings: Settings) -> SparkSession:
 
 
 def _require_conditions(session: SparkSession, lake: S3Path) -> None:
+    from py4j.protocol import Py4JJavaError
+
     prove_reachable(lake)  # in seconds, where S3A would try for minutes
     assert session._jvm is not None
-    if not session._jvm.nightjar.S3LogStore.isSafe(str(lake).replace(SCHEME, S3A_SCHEME, 1), session._jsc.hadoopConfiguration()):
+    try:
+        safe = session._jvm.nightjar.S3LogStore.isSafe(str(lake).replace(SCHEME, S3A_SCHEME, 1), session._jsc.hadoopConfiguration())
+    except Py4JJavaError:  # it knows the condition so little that it refuses the whole request
+        safe = False
+    if not safe:
         raise LakeUnwritable(
             f"The lake {lake} is in a store that knows no conditional PUT (If-None-Match: *), so of two runs at once one could undo what the other "
             "has committed. Newer versions of most stores know it; else set `lake` in nightjar.toml elsewhere."

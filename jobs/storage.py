@@ -86,9 +86,6 @@ class S3Path:
     def relative_to(self, other: S3Path) -> PurePosixPath:
         return PurePosixPath(self.key).relative_to(other.key)
 
-    def is_relative_to(self, other: S3Path) -> bool:
-        return PurePosixPath(self.key).is_relative_to(other.key)
-
     def exists(self) -> bool:
         return self.is_file() or self.is_dir()
 
@@ -96,7 +93,9 @@ class S3Path:
         return self.listed or self._info().is_file
 
     def is_dir(self) -> bool:
-        return next(self.rglob("*"), None) is not None
+        import pyarrow.fs as pafs
+
+        return bool(self._info().type == pafs.FileType.Directory)
 
     def stat(self) -> Stat:
         """Raises FileNotFoundError when there is no such object."""
@@ -142,11 +141,6 @@ class S3Path:
         with self._answers():
             if not missing_ok or self._info().is_file:
                 filesystem(self.s3).delete_file(self.key)
-
-    def remove_all(self) -> None:
-        """Remove all objects below."""
-        with self._answers():
-            filesystem(self.s3).delete_dir(self.key)
 
     def _listing(self, recursive: bool) -> list[pafs.FileInfo]:
         import pyarrow.fs as pafs

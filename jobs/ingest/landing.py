@@ -46,15 +46,12 @@ def landing_files(landing: Location, days: DayRange) -> list[LandingFile]:
 
 def _files(landing: Location, feed: str, day: date) -> Iterator[LandingFile]:
     folder = landing / feed_folder(feed, day)
-    for path in sorted(_below(folder), key=lambda path: path.parts):
+    below: Iterator[Location] = iter(folder.rglob("*"))
+    for path in sorted(below, key=lambda path: path.parts):
         parts = path.parts[len(landing.parts) :]
         hidden = any(part.startswith((".", "_")) for part in parts[2:])
         if not hidden and path.is_file():
             yield LandingFile(path, feed, "/".join(parts), day, _refusal(landing, path))
-
-
-def _below(folder: Location) -> Iterator[Location]:
-    yield from folder.rglob("*")
 
 
 def _refusal(landing: Location, path: Location) -> str | None:

@@ -77,8 +77,8 @@ def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, days: Sequence[date]) 
         _find_arrived(duck, days, scope)
     _find_copies(duck, events, days)
     duck.execute(_REPEATS_OF_DOUBTFUL)
-    brought = one_of("arrival_day", days)
-    event_days = _days(duck, f"select event_day from events where {brought} union select event_day from doubtful union select day from held where {brought}")
+    leaving = _days(duck, f"select day from held where {affected}")  # where rows of these ids are held
+    event_days = leaving | _days(duck, f"select event_day from events where {one_of('arrival_day', days)} union select event_day from doubtful")
     arrival_days = _days(duck, f"select arrival_day from repeats union select arrival_day from held_repeats where {affected}") | {*days}
 
     # The repeats come first. Were they older than the interactions, and this run killed in between, the next one would find
@@ -86,7 +86,7 @@ def _take_in(duck: duckdb.DuckDBPyConnection, lake: Lake, days: Sequence[date]) 
     repeats = f"from repeats union all by name from held_repeats where {one_of('arrival_day', arrival_days)} and not {affected}"
     lake.replace(_REPEATS, duck.sql(repeats).to_arrow_table(), "silver", days, inputs, arrival_days, seen[_REPEATS])
     came = "select *, event_day as day from doubtful where (source_file, source_line) not in (select (source_file, source_line) from repeats)"
-    gone = f"select *, day as event_day from held where {affected}"
+    gone = f"select *, day as event_day from held where {one_of('day', leaving)} and {affected}"
     kept = f"select *, day as event_day from held where {one_of('day', event_days)} and not {affected}"
     changed = _others_changed(duck, came, gone, days)
     rows = itertools.chain(_came_once(duck, events, days), tables_of(duck.sql(f"{came} union all by name {kept}")))

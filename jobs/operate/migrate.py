@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import duckdb
@@ -32,7 +32,8 @@ def print_migration(lake: Lake) -> None:
     for one in differences:
         page.add_row(one.table, one.column, one.there or "none", one.expected or "none", _remedy(one))
     console.print(page)
-    console.print("`nightjar migrate --apply` does it; what is added or left, the next write does as well.")
+    if any(one.expected for one in differences):
+        console.print("`nightjar migrate --apply` does it; columns are added with the next write, too.")
 
 
 def migrate(lake: Lake, settings: Settings) -> None:
@@ -41,25 +42,24 @@ def migrate(lake: Lake, settings: Settings) -> None:
     refused = [one for one in differences if not one.harmless and _migration(one) is None]
     if refused:
         raise ContractBroken("\n".join(["Nothing was changed.", *(f"  {one.table}.{one}. {_remedy(one)}." for one in refused)]))
+    lake.require_writable([])
     with database(settings.duckdb) as duck:
         for table in dict.fromkeys(one.table for one in differences):
-            migrations = {one.column: migration for one in differences if one.table == table and (migration := _migration(one))}
-            insist(partial(_migrate, lake, duck, table, migrations))
+            insist(partial(_migrate, lake, duck, table))
 
 
-def _migrate(lake: Lake, duck: duckdb.DuckDBPyConnection, table: str, migrations: dict[str, Migration]) -> None:
-    if not migrations:
-        lake.add_columns(table)
-        return
-
-    def changed(rows: ds.Dataset) -> Iterator[pa.Table]:
+def _migrate(lake: Lake, duck: duckdb.DuckDBPyConnection, table: str) -> None:
+    def changed(rows: ds.Dataset, differences: Sequence[Difference]) -> Iterator[pa.Table]:
         duck.register("older", rows)
-        kept = {name: f'"{name}"' for name in rows.schema.names}
-        values = kept | {name: migration.value for name, migration in migrations.items()}
+        values = {name: f'"{name}"' for name in rows.schema.names}
+        values |= {one.column: migration.value for one in differences if (migration := _migration(one))}
         columns = ", ".join(f'{values.get(column.name, "null")} as "{column.name}"' for column in lake.columns(table))
         yield from tables_of(duck.sql(f"select {columns} from older"))
 
-    lake.rewrite(table, changed)
+    if any(map(_migration, lake.differences(table))):
+        lake.rewrite(table, changed)
+    else:
+        lake.add_columns(table)
 
 
 def _differences(lake: Lake) -> list[Difference]:
@@ -76,4 +76,4 @@ def _remedy(difference: Difference) -> str:
         return f"rewritten: {migration.value}"
     if difference.harmless:
         return "added, null in the rows there are" if difference.there is None else "left, null in rows to come"
-    return "refused: declare a migration in jobs/contracts/migrations.py, or remove the table and have its step make its days again"
+    return "refused: declare a migration in jobs/contracts/migrations.py, or make the days in a new lake"

@@ -1,10 +1,12 @@
 """What would come out otherwise if it were made again, why, and in how many rows; and its making.
 
 A table is stale for a day when something that the day was made from is another by now: the landing files (by their checksums, as
-the ledger has them), the rows of an input (by its version, as the commit recorded it), or the settings that decide (by their
-hash). That a version is newer says nothing yet: the rows that count for the day are compared. No clock is read.
+the ledger has them), the rows of an input (by its version, as the commit recorded it), or the settings that decide, up to
+transitions (by their hash). That a version is newer says nothing yet: the rows that count for the day are compared. No clock is
+read; a file whose size and time of change are those of the ledger is taken to be the one that was read.
 
-The night is made again only for the newest day. What an earlier one decided and published is the record of what was served.
+A day that has never been made is missing, and not stale. The night is made again only for the newest day: what an earlier one
+decided and published is the record of what was served.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.contracts.days import DayRange, ranges
-from jobs.contracts.errors import EmptyLanding
+from jobs.contracts.errors import EmptyLanding, NotReady
 from jobs.contracts.features import WINDOWS
 from jobs.contracts.tables import TABLES
 from jobs.database import database, one_of, tables_of
@@ -71,7 +73,9 @@ def find_stale(lake: Lake, settings: Settings) -> list[Stale]:
 
 
 def print_stale(lake: Lake, settings: Settings) -> None:
-    """Print what is stale, neighbouring days of one table and reason as one line."""
+    """Print what is stale, neighbouring days of one table and reason as one line. Raises NotReady for a lake without any day."""
+    if not any(lake.done(table) for step in STEPS for table in step.writes):
+        raise NotReady(f"No step has made anything in {lake.root} yet. `nightjar backfill` makes the tables for a range of days.")
     found = find_stale(lake, settings)
     console = Console(width=130, highlight=False)
     if not found:
@@ -164,7 +168,7 @@ class _Search:
             return
         again = self._silver_of_touched()
         for source, key, targets in SILVER:
-            for target in targets:
+            for target in filter(self._made, targets):
                 held, made = (f"select * from {self._named(lake.dataset(target))} where {key} in ({_ids(source)})" for lake in (self.lake, again))
                 self.duck.execute(f"create or replace temp table changed as {_differing(held, made)}")
                 self._tell_all(
@@ -217,7 +221,8 @@ class _Search:
         if not all(map(self.lake.exists, find_step("transitions").writes)):
             return
         changes, reach, steps = self._changes(TRANSITIONS), reach_days(self.settings), ", ".join(f"'{name}'" for name in self.settings.step_types)
-        otherwise = self._tell_other_rules(TRANSITIONS, "the settings of rewards or episodes are others")
+        for table in find_step("transitions").writes:
+            otherwise = self._tell_other_rules(table, "the settings of rewards or episodes are others")
         self.duck.execute(f"delete from {changes} where {one_of('day', otherwise)}")
         for table, come in ((TRANSITIONS, f"event_type in ({steps})"), ("gold.unattributed", f"event_type not in ({steps})")):
             near = f"held.user_id = changed.user_id and abs(date_diff('day', held.day, changed.event_day)) <= {reach}"
@@ -286,12 +291,14 @@ class _Search:
         A day looks at that of the source, and at as many before it.
         """
         newest = {day: commit.version for commit in self._commits(source) for day in commit.days | commit.changed}
+        last = self.lake.version(source) if newest else -1
         found: dict[int, set[date]] = defaultdict(set)
         for day, commit in self._made(target).items():
             since = commit.inputs.get(source)
             if since is None:
                 continue
-            written = any(newest.get(day - timedelta(days=back), since) > since for back in range(looks_back + 1))
+            # A version that is newer than the newest is of a table that has been removed, and made again, since.
+            written = since > last or any(newest.get(day - timedelta(days=back), since) > since for back in range(looks_back + 1))
             if written or (day in self.landed and source in find_step("bronze").writes):
                 found[since].add(day)
         return found

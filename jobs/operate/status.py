@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.contracts.days import DayRange, ranges
-from jobs.contracts.errors import NotReady
+from jobs.contracts.errors import NightjarError, NotReady
 from jobs.lake import Lake
 from jobs.operate.stale import find_stale
 from jobs.runs import Run, runs
@@ -31,7 +31,10 @@ def print_status(lake: Lake, settings: Settings) -> None:
     if not known:
         raise NotReady(f"No step has made anything in {lake.root} yet. `nightjar backfill` makes the tables for a range of days.")
     shown = list(DayRange(min(known), max(known)))[-SHOWN_DAYS:]
-    stale = find_stale(lake, settings)
+    try:
+        stale, unknown = find_stale(lake, settings), ""
+    except NightjarError as error:  # landing is being written to, for one; the calendar is wanted most when something is wrong
+        stale, unknown = [], f"What is stale can't be told: {error}"
     page = Table(title=f"{lake.root}: {shown[0]} to {shown[-1]}", caption=_CAPTION, box=None, title_justify="left", caption_justify="left")
     for heading in ("step", "table", "days", "newest", ruler(shown)):
         page.add_column(heading, no_wrap=True, justify="right" if heading == "days" else "left")
@@ -46,6 +49,8 @@ def print_status(lake: Lake, settings: Settings) -> None:
     console.print(page)
     for run in notes:
         console.print(_line(run), markup=False)
+    if unknown:
+        console.print(unknown, markup=False)
     if stale:
         console.print(f"{STALE} {len(stale):,} days of tables would come out otherwise by now: `nightjar stale` says why.")
 

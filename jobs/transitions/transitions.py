@@ -71,11 +71,14 @@ def went(lake: Lake, days: DayRange, version: int) -> set[date]:
 
     What a day had brought, and brings no more once it is delivered again, has to leave the days on which it happened.
     """
-    read = {day: commit.inputs.get(SILVER, -1) for commit in lake.commits("gold.transitions") for day in commit.days if day in days}
+    commits = [commit for commit in lake.commits(SILVER) if commit.version <= version]
+    read = {day: commit.version for commit in reversed(commits) for day in commit.days}  # a day that was never run lost nothing by its first version
+    read |= {day: commit.inputs.get(SILVER, -1) for commit in lake.commits("gold.transitions") for day in commit.days}
+    since = {day: read.get(day, version) for day in days}
     return {
         event_day
-        for commit in lake.commits(SILVER)
-        if any(read.get(day, version) < commit.version <= version for day in commit.days | commit.changed)
+        for commit in commits
+        if any(since[day] < commit.version for day in since.keys() & (commit.days | commit.changed))
         for event_day in commit.replaced
     }
 

@@ -104,3 +104,15 @@ def test_another_host_is_taken_at_its_word(lake: Lake) -> None:
     with noted(lake, STEP, FIRST):
         pass
     assert runs(lake) == []
+
+
+def test_a_note_that_can_not_be_read_stops_nothing(lake: Lake) -> None:
+    """Half of one, as a machine leaves it that goes down; or one of another version."""
+    make(lake, FIRST)
+    for number, text in enumerate(("", "{}", '{"step": 1}', "[]")):
+        note = lake.root / "_runs" / f"{number}.json"
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(text)
+    with noted(lake, STEP, FIRST):
+        assert left(lake) == [(None, {*FIRST})]
+    assert runs(lake) == []

@@ -78,7 +78,7 @@ def test_deltalake_is_first_while_spark_writes(spark: SparkSession, lake: Lake, 
     commit = partial(lake.replace, TABLE, rows(lake, "arrow", day), "transitions", [day], {})
     refused = while_spark_writes(lake, frame(spark, lake, "spark", day), day, tmp_path, commit)
     assert isinstance(refused, ConcurrentWrite)
-    assert held(lake) == {("a", FIRST), ("arrow", SECOND)} if day == SECOND else {("arrow", FIRST)}
+    assert held(lake) == ({("a", FIRST), ("arrow", SECOND)} if day == SECOND else {("arrow", FIRST)})
 
 
 def test_who_writes_another_day_is_let_in(spark: SparkSession, lake: Lake, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pytest
 from jobs.contracts.errors import ContractBroken
 from jobs.contracts.migrations import MIGRATIONS, Migration
 from jobs.contracts.tables import TABLES, Column
-from jobs.lake import Lake
+from jobs.lake import Lake, insist
 from jobs.operate import migrate as module
 from jobs.operate.migrate import migrate, print_migration
 from jobs.settings import Settings
@@ -119,3 +120,33 @@ def test_quarantine_of_before_it_kept_bytes(lake: Lake, settings: Settings, monk
     assert [one.table for one in MIGRATIONS] == [table]
     migrate(lake, settings)
     assert lake.read(table)["line"].to_pylist() == ["é".encode()]
+
+
+def test_two_at_once(lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that comes second finds the columns added, and the rows changed, once."""
+    write(lake, DAY)
+    contract(monkeypatch, TABLE, note=Column("note", "string", ""))
+    original = Lake._open
+
+    def other_first(self: Lake, table: str, version: int | None) -> Any:
+        found = original(self, table, version)
+        if not done:
+            done.append(True)
+            work(lake)
+        return found
+
+    def both(lake: Lake) -> None:
+        done.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(Lake, "_open", other_first)
+            insist(lambda: work(lake))
+
+    done: list[bool] = []
+    work = partial(Lake.add_columns, table=TABLE)
+    both(lake)
+    assert lake.differences(TABLE) == []
+    contract(monkeypatch, TABLE, reward=Column("reward", "string", ""))
+    monkeypatch.setattr(module, "MIGRATIONS", (Migration(TABLE, "reward", "double", "'worth ' || reward"),))
+    work = partial(migrate, settings=settings)
+    both(lake)
+    assert lake.read(TABLE)["reward"].to_pylist() == ["worth 0.0"]

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.contracts.days import DayRange, ranges
+from jobs.contracts.errors import ConcurrentWrite, NotReady
 from jobs.contracts.landing import Reason
 from jobs.features import features
 from jobs.ingest import bronze, silver
@@ -101,9 +102,9 @@ def test_nothing_is_stale_after_a_run(taken_in: Lake, settings: Settings) -> Non
     assert find_stale(taken_in, settings) == []
 
 
-def test_a_lake_without_a_table(lake: Lake, settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    print_stale(lake, settings)
-    assert capsys.readouterr().out.startswith("Nothing is stale")
+def test_a_lake_without_a_table(lake: Lake, settings: Settings) -> None:
+    with pytest.raises(NotReady, match="No step has made anything"):
+        print_stale(lake, settings)
 
 
 def test_a_day_delivered_again(taken_in: Lake, settings: Settings) -> None:
@@ -179,6 +180,33 @@ def test_landing_that_was_emptied(taken_in: Lake, settings: Settings) -> None:
     assert find_stale(taken_in, settings) == []
 
 
+def test_half_a_first_run_of_silver(lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before silver.items: what is there is compared."""
+    deliver(settings, 0, line("a", 0))
+    bronze.run(lake, settings, DayRange(DAYS[0], DAYS[0]))
+    with monkeypatch.context() as patch:
+        patch.setattr(silver, "validity", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            silver.run(lake, settings, DayRange(DAYS[0], DAYS[0]))
+    deliver(settings, 0, line("a", 0, value=2.5))
+    say(settings, 0, x=1.0)
+    assert told(lake, settings).keys() >= {("bronze.items", DAYS[0]), ("silver.interactions", DAYS[0])}
+
+
+def test_a_table_that_was_removed_and_made_again(lake: Lake, settings: Settings) -> None:
+    """Its versions begin anew: what was made from the one before is stale, and nothing has overtaken it."""
+    lake.replace("bronze.events", lake.schema("bronze.events").empty_table(), "bronze", DAYS, {})
+    lake.replace("gold.user_partials", row(lake, "gold.user_partials", DAYS[0]), "features", DAYS, {"silver.interactions": 7})
+    lake.replace("silver.interactions", row(lake, "silver.interactions", DAYS[0]), "silver", DAYS, {})
+    assert told(lake, settings) == {("gold.user_partials", DAYS[0]): 1}
+    lake.replace("gold.user_partials", row(lake, "gold.user_partials", DAYS[0]), "features", DAYS, {"silver.interactions": 1})
+    assert find_stale(lake, settings) == []
+    lake.replace("silver.interactions", row(lake, "silver.interactions", DAYS[0]), "silver", DAYS, {})
+    lake.replace("gold.user_partials", row(lake, "gold.user_partials", DAYS[0]), "features", DAYS, {"silver.interactions": 2})
+    with pytest.raises(ConcurrentWrite):
+        lake.replace("gold.user_partials", row(lake, "gold.user_partials", DAYS[0]), "features", DAYS, {"silver.interactions": 1})
+
+
 def test_what_a_table_was_made_from_is_gone(taken_in: Lake, settings: Settings) -> None:
     """With nothing left to compare bronze with, all ids of the day may have changed: silver itself is compared."""
     old = {Path(uri) for uri in taken_in.dataset("bronze.events").files}
@@ -233,7 +261,9 @@ def test_all_that_follows_from_a_day_delivered_again(
     assert rows_of(lake, tables) == rows_of(fresh, tables)
 
     richer = settings.model_copy(update={"event_types": settings.event_types | {"click": EventType(reward="2", maturity_days=1)}})
-    assert {(one.table, one.day) for one in find_stale(lake, richer)} == {("gold.transitions", day) for day in DAYS[:4]}
+    found = find_stale(lake, richer)
+    assert {one.reason for one in found} == {"the settings of rewards or episodes are others"}
+    assert {(one.table, one.day) for one in found} == {*((TRANSITIONS[2], day) for day in DAYS[:4]), ("gold.unattributed", DAYS[0])}
 
 
 def run_all(spark: SparkSession, lake: Lake, settings: Settings, first: date, last: date) -> None:

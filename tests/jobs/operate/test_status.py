@@ -6,7 +6,7 @@ from datetime import date
 import pytest
 
 from jobs.contracts.days import DayRange
-from jobs.contracts.errors import NotReady
+from jobs.contracts.errors import LandingChanged, NotReady
 from jobs.ingest import bronze, silver
 from jobs.lake import Lake
 from jobs.operate.status import print_status, ruler
@@ -52,6 +52,17 @@ def test_stale_running_and_failed(lake: Lake, settings: Settings, capsys: pytest
     assert "✗ transitions 2026-01-01 failed: no [wind]" in below
     assert f"▶ features 2026-01-02..2026-01-03 is running: process {os.getpid()} of " in below
     assert "3 days of tables would come out otherwise" in below
+
+
+def test_what_is_stale_can_not_be_told(lake: Lake, settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise LandingChanged("a.json changed while it was read")
+
+    lake.replace("gold.unattributed", blank(lake, "gold.unattributed", FIRST), "transitions", [FIRST], {})
+    monkeypatch.setattr("jobs.operate.status.find_stale", refuse)
+    rows, below = calendar(lake, settings, capsys)
+    assert rows["gold.unattributed"][-1] == "●"
+    assert "What is stale can't be told: a.json changed while it was read" in below
 
 
 def test_a_lake_without_a_day(lake: Lake, settings: Settings) -> None:

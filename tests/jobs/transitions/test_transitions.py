@@ -220,6 +220,23 @@ def test_what_a_day_brings_no_more_leaves_the_days_on_which_it_happened(spark: S
     assert bits(lake) == bits(fresh)
 
 
+def test_a_night_that_was_left_out_and_delivered_again_meanwhile(spark: SparkSession, world: tuple[Settings, Lake], tmp_path: Path) -> None:
+    """A later night had shown what the fifth day brought of the first; it is not there any more when the fifth is run at last."""
+    settings, lake = world
+    log = [event("show", at(day, hour), event_id=f"kept {day} {hour}") for day in range(6) for hour in (1, 3)]
+    late = [event("show", at(0, 2), late=4, event_id="late"), event("show", at(0, 4), late=5, event_id="shows the first day")]
+    put(lake, [*log, *late], DAYS)
+    for first, last in ((0, 3), (5, 5)):
+        run(spark, lake, settings, DayRange(DAYS[first], DAYS[last]))
+    assert "late" in written(lake).transitions
+    put(lake, [*log, late[1]], DAYS[4:5], replaced=[row["day"] for row in (*log, *late)])
+    run(spark, lake, settings, DayRange(DAYS[4], DAYS[4]))
+    fresh = Lake(tmp_path / "fresh", lake.event_types)
+    put(fresh, [*log, late[1]], DAYS)
+    run(spark, fresh, settings, DayRange(DAYS[0], DAYS[5]))
+    assert bits(lake) == bits(fresh)
+
+
 def test_nights_whose_arrivals_come_in_the_reverse_order(spark: SparkSession, world: tuple[Settings, Lake], tmp_path: Path) -> None:
     """Silver takes in the second day first. When that night is run, the first day has no row yet that could tell of it."""
     settings, lake = world
