@@ -24,7 +24,7 @@ from tests.jobs.test_lake import unattributed, while_spark_writes
 from tests.s3.conftest import ROOT, make_bucket, settings_in
 
 if TYPE_CHECKING:
-    from py4j.java_gateway import JavaObject  # type: ignore[import-untyped]
+    from py4j.java_gateway import JavaObject
     from pyspark.sql import DataFrame, SparkSession
 
 TABLE = "gold.unattributed"
@@ -156,7 +156,7 @@ def log_store(spark: SparkSession) -> JavaObject:
 
 def write(spark: SparkSession, path: S3Path, text: str, overwrite: bool = False) -> bool:
     """Whether the log store has taken a file."""
-    from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
+    from py4j.protocol import Py4JJavaError
 
     jvm = spark._jvm
     assert jvm is not None
