@@ -188,7 +188,7 @@ def test_another_first_run_that_dies_between_the_two_writes(lake: Lake, settings
 def test_an_id_that_bronze_has_moved_to_a_day_that_is_taken_in_first(lake: Lake, settings: Settings) -> None:
     """Day 0 is delivered again without it; day 1 brings it, on another event day, and is taken in before day 0 is."""
     bring_nothing_else(lake)
-    bring_events(lake, {0: [("x", 2, 1), ("y", 0, 1)]})
+    bring_events(lake, {0: [("y", 0, 1), ("x", 2, 1)]})
     silver.run(lake, settings, DayRange(DAYS[0], DAYS[0]))
     arrivals: dict[int, list[Event]] = {0: [("y", 0, 1)], 1: [("x", 1, 2)]}
     bring_events(lake, arrivals)
