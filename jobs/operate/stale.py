@@ -238,7 +238,7 @@ class _Search:
         self.duck.execute(f"create temp table {changes} (day date, reason varchar, {_EVENT_TYPES})")
         for since, days in self._since(target, INTERACTIONS).items():
             replaced = {day for commit in self._commits(INTERACTIONS) if commit.version > since for day in commit.replaced}
-            before, after = (_read_on(self._rows(self.lake, INTERACTIONS, days, version, replaced)) for version in (since, None))
+            before, after = (_read_on(self._rows(self.lake, INTERACTIONS, days, version, replaced or None)) for version in (since, None))
             self.duck.execute(f"insert into {changes} select arrival_day, '{INTERACTIONS} has changed', {_EVENT} from ({_differing(before, after)})")
         made = one_of("arrival_day", self._made(target))
         self.duck.execute(f"insert into {changes} select arrival_day, '{INTERACTIONS} is stale', * from coming where {made}")

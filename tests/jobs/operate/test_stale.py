@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -315,7 +316,7 @@ def test_the_newest_night(lake: Lake, settings: Settings) -> None:
 
 def row(lake: Lake, table: str, day: date, **columns: Any) -> Any:
     """One row of a table, as small as it may be but for these columns."""
-    smallest: dict[str, Any] = {"string": "", "double": 0.0, "bigint": 0, "int": 0, "boolean": False, "date": day}
+    smallest: dict[str, Any] = {"string": "", "double": 0.0, "bigint": 0, "int": 0, "decimal(38,6)": Decimal(0), "boolean": False, "date": day}
     smallest |= {"timestamp": datetime(day.year, day.month, day.day, tzinfo=UTC)}
     values = {column.name: None if column.nullable else [] if column.type.startswith("array") else smallest[column.type] for column in lake.columns(table)}
     return pa.Table.from_pylist([values | columns], lake.schema(table))
