@@ -40,6 +40,8 @@ def run(lake: Lake, settings: Settings, days: DayRange) -> None:
     for table in step.reads:
         lake.require(table, days)
     with database(settings.duckdb) as duck:
+        # DuckDB takes every table of the lake for one row, and would put the whole history into a hash table to probe it with a few ids.
+        duck.execute("set disabled_optimizers = 'build_side_probe_side'")
         duck.register("events", lake.dataset(_EVENTS))
         counted = f"select arrival_day, count(*) from events where {one_of('arrival_day', days)} group by arrival_day"
         for some_days in portions(days, dict(duck.sql(counted).fetchall()), _PORTION_ROWS):
