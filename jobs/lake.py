@@ -375,7 +375,7 @@ class Lake:
             if commit.days & {*days}:
                 newer = {name for name, version in inputs.items() if commit.inputs.get(name, -1) > version}
                 # What is newer than the newest was read from a table that has been removed, and made again, since.
-                if any(self.exists(name) and commit.inputs[name] <= self.version(name) for name in newer):
+                if any(not self.exists(name) or commit.inputs[name] <= self.version(name) for name in newer):
                     raise self._overtaken(table, days)
 
     def _overtaken(self, table: str, days: Collection[date]) -> ConcurrentWrite:
