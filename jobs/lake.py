@@ -10,7 +10,6 @@ step again, from what is there by then. Runs of other days don't meet.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -22,15 +21,17 @@ from dataclasses import dataclass
 from datetime import date
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
-from deltalake import ColumnProperties, CommitProperties, DeltaTable, Schema, WriterProperties, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Schema, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
+from jobs.commits import Commit, commit_of, record, texts
 from jobs.contracts.errors import ConcurrentWrite, ContractBroken, LakeUnwritable, NotReady
 from jobs.contracts.features import declared
 from jobs.contracts.tables import TABLES, Column, Table
+from jobs.schemas import Difference, arrow_schema, differences_of, skipped_by, writer_properties
 from jobs.storage import S3A_SCHEME, SCHEME, Location, S3Path, delta_options, filesystem, prove_reachable, prove_writable, unreachable
 
 if TYPE_CHECKING:
@@ -44,60 +45,6 @@ _TABLE_PROPERTIES = {
     "delta.enableDeletionVectors": "false",  # readers without a JVM take files as they are
     "delta.logRetentionDuration": "interval 3650 days",  # the log is the record of what is done
 }
-_SKIPPED_BY = ("arrival_day", "event_day", "valid_from", "as_of_day", "bucket", "user_id")
-# What has few values is written once and then referred to. For what has many, to find that out would cost as much as to write it.
-_DICTIONARIES = ("event_type", "policy_id", "source_file", "feed", "reason", "response", "end", "policy_version")
-_DICTIONARY_TYPES = ("date", "int")
-# By what each differs from the one before: less to compress than if they were written out.
-_DIFFERENCE_TYPES = ("bigint", "timestamp")
-_ARROW = {
-    "string": pa.string(),
-    "bigint": pa.int64(),
-    "int": pa.int32(),
-    "double": pa.float64(),
-    "boolean": pa.bool_(),
-    "binary": pa.binary(),
-    "date": pa.date32(),
-    "timestamp": pa.timestamp("us", tz="UTC"),
-    "decimal(38,6)": pa.decimal128(38, 6),
-    "array<string>": pa.list_(pa.string()),
-    "map<string,bigint>": pa.map_(pa.string(), pa.int64()),
-    "map<string,string>": pa.map_(pa.string(), pa.string()),
-    "map<string,array<float>>": pa.map_(pa.string(), pa.list_(pa.float32())),
-}
-
-
-@dataclass(frozen=True)
-class Commit:
-    """What one commit of a table records: its version, the step, the days it made, and the versions of what was read.
-
-    `replaced` are the partitions that it wrote anew, and `changed` the other days of which it made rows come or go.
-    """
-
-    version: int
-    step: str
-    days: frozenset[date]
-    inputs: Mapping[str, int]
-    revision: str
-    fingerprint: str
-    replaced: frozenset[date]
-    changed: frozenset[date]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A column of a table that is not as its contract has it: its type there, and that of the contract (null = no such column)."""
-
-    table: str
-    column: str
-    there: str | None
-    expected: str | None
-    harmless: bool  # null, where there is nothing, is what the contract allows
-
-    def __str__(self) -> str:
-        if self.there is None:
-            return f"{self.column}: expected {self.expected}, and there is no such column"
-        return f"{self.column}: expected {self.expected or 'no such column'}, got {self.there}"
 
 
 @dataclass(frozen=True)
@@ -120,7 +67,7 @@ class Lake:
 
     def schema(self, table: str) -> pa.Schema:
         """Arrow schema of a table."""
-        return pa.schema([pa.field(column.name, _ARROW[column.type], column.nullable) for column in self.columns(table)])
+        return arrow_schema(self.columns(table))
 
     def exists(self, table: str) -> bool:
         """Whether the table has been made."""
@@ -140,7 +87,7 @@ class Lake:
         if not self.exists(table):
             return []
         history = self._open(table, None).history()
-        return sorted((_commit(entry["version"], json.loads(entry[_RECORD])) for entry in history if _RECORD in entry), key=lambda commit: commit.version)
+        return sorted((commit_of(entry["version"], entry[_RECORD]) for entry in history if _RECORD in entry), key=lambda commit: commit.version)
 
     def done(self, table: str) -> frozenset[date]:
         """Days that some commit of the table has made, days without a row included."""
@@ -181,7 +128,7 @@ class Lake:
         if version > self.version(table):
             return False
         delta = self._open(table, version)
-        if not all(difference.harmless for difference in self._differences(table, delta)):
+        if not all(difference.harmless for difference in differences_of(table, self.columns(table), delta.schema().fields)):
             return False
         files, paths = self._files(delta.file_uris(_filters(_contract(table).partition_by, partitions)))
         return all(info.is_file for info in files.get_file_info(paths))
@@ -221,9 +168,9 @@ class Lake:
                 stream.reader(),
                 mode="overwrite",
                 predicate=_days_in(contract.partition_by, replaced) if contract.partition_by else None,
-                writer_properties=self._writer(table),
+                writer_properties=writer_properties(_contract(table), self.columns(table)),
                 commit_properties=CommitProperties(
-                    custom_metadata={_RECORD: _record(step, days, inputs, fingerprint, replaced, changed)},
+                    custom_metadata={_RECORD: record(step, days, inputs, fingerprint, replaced, changed, revision())},
                     # A commit that finds another one before it is tried after it, if they touch other days. Not where the rows
                     # were made from the table itself: what the other one wrote, on whichever days, could have changed them. Nor
                     # where the table is replaced whole: had it been empty, deltalake would see no conflict.
@@ -234,10 +181,9 @@ class Lake:
     def frame(self, spark: SparkSession, table: str, version: int | None = None) -> DataFrame:
         """A table as a Spark frame. Raises NotReady when it does not exist, ContractBroken when a column is missing."""
         delta = self._open(table, version)
-        self._check(table, delta)
+        lacking = [difference for difference in self._check(table, delta) if difference.there is None]
         reader = spark.read.format("delta")
         frame = (reader if version is None else reader.option("versionAsOf", version)).load(self._spark_path(table))
-        lacking = [difference for difference in self._differences(table, delta) if difference.there is None]
         return frame.selectExpr("*", *(f"cast(null as {difference.expected}) as `{difference.column}`" for difference in lacking))
 
     def replace_frame(
@@ -266,7 +212,7 @@ class Lake:
             frame.selectExpr(*(f"cast(`{column.name}` as {column.type}) as `{column.name}`" for column in columns))
             .write.format("delta")
             .mode("overwrite")
-            .option(_RECORD, _record(step, days, inputs, fingerprint, replaced))
+            .option(_RECORD, record(step, days, inputs, fingerprint, replaced, (), revision()))
         )
         if contract.partition_by:
             writer = writer.option("replaceWhere", _days_in(contract.partition_by, replaced))
@@ -280,7 +226,7 @@ class Lake:
 
     def differences(self, table: str) -> list[Difference]:
         """How the columns of a table differ from its contract; not at all where there is no table."""
-        return self._differences(table, self._open(table, None)) if self.exists(table) else []
+        return differences_of(table, self.columns(table), self._open(table, None).schema().fields) if self.exists(table) else []
 
     def add_columns(self, table: str) -> None:
         """Add the nullable columns that the contract has and the table has not; in the rows that are there they are null."""
@@ -299,7 +245,7 @@ class Lake:
         """
         delta = self._open(table, None)
         rows = self._dataset(table, delta, pa.schema(delta.schema().to_arrow()), None)
-        stream = _Stream(self.schema(table), change(rows, self._differences(table, delta)))
+        stream = _Stream(self.schema(table), change(rows, differences_of(table, self.columns(table), delta.schema().fields)))
         with self._writing(table, [], stream):
             write_deltalake(
                 delta,
@@ -307,7 +253,7 @@ class Lake:
                 mode="overwrite",
                 schema_mode="overwrite",
                 partition_by=_contract(table).partition_by,
-                writer_properties=self._writer(table),
+                writer_properties=writer_properties(_contract(table), self.columns(table)),
                 commit_properties=CommitProperties(max_commit_retries=0),
             )
 
@@ -342,7 +288,7 @@ class Lake:
                     mode="ignore",
                     partition_by=contract.partition_by,
                     description=contract.doc,
-                    configuration={**_TABLE_PROPERTIES, "delta.dataSkippingStatsColumns": ",".join(self._skipped_by(table))},
+                    configuration={**_TABLE_PROPERTIES, "delta.dataSkippingStatsColumns": ",".join(skipped_by(contract))},
                     storage_options=self._options(),
                 )
         except DeltaError:
@@ -427,46 +373,16 @@ class Lake:
         except OSError as error:
             raise unreachable(str(self.root), self.root.s3, error) from error
 
-    def _skipped_by(self, table: str) -> list[str]:
-        """Columns by whose extremes readers leave files out. Statistics of all columns would cost more than a small day itself."""
-        names = [column.name for column in _contract(table).columns if column.name != _contract(table).partition_by]
-        return [name for name in names if name in _SKIPPED_BY] or names[:1]
-
-    def _writer(self, table: str) -> WriterProperties:
-        """How the files of a table are written. The extremes of a column by which nobody skips would cost more than they give."""
-        skipped_by = self._skipped_by(table)
-        return WriterProperties(
-            compression="ZSTD",
-            default_column_properties=ColumnProperties(dictionary_enabled=False, statistics_enabled="NONE"),
-            column_properties={
-                column.name: ColumnProperties(
-                    dictionary_enabled=column.name in _DICTIONARIES or column.type in _DICTIONARY_TYPES,
-                    statistics_enabled="CHUNK" if column.name in skipped_by else "NONE",
-                    encoding="DELTA_BINARY_PACKED" if column.type in _DIFFERENCE_TYPES else None,
-                )
-                for column in self.columns(table)
-            },
-        )
-
-    def _check(self, table: str, delta: DeltaTable) -> None:
-        harmful = [difference for difference in self._differences(table, delta) if not difference.harmless]
+    def _check(self, table: str, delta: DeltaTable) -> list[Difference]:
+        """The differences from the contract that do no harm. Raises ContractBroken for others."""
+        found = differences_of(table, self.columns(table), delta.schema().fields)
+        harmful = [difference for difference in found if not difference.harmless]
         if harmful:
             raise ContractBroken(
                 f"Table {table} in {self.root} is not as its contract has it:\n"
                 + "\n".join(f"  {difference}" for difference in harmful)
                 + "\nIt was made by another version of Nightjar. `nightjar migrate` says what can be done."
             )
-
-    def _differences(self, table: str, delta: DeltaTable) -> list[Difference]:
-        there = {field.name: field for field in delta.schema().fields}
-        expected = {column.name: column for column in self.columns(table)}
-        found = []
-        for name in dict.fromkeys((*expected, *there)):
-            before = _spelled(json.loads(there[name].type.to_json())) if name in there else None
-            after = expected[name].type if name in expected else None
-            if before != after:
-                harmless = (before is None and expected[name].nullable) or (after is None and there[name].nullable)
-                found.append(Difference(table, name, before, after, harmless))
         return found
 
 
@@ -497,17 +413,6 @@ class _Stream:
             raise
 
 
-def _spelled(delta_type: str | dict[str, Any]) -> str:
-    """A type of Delta's log as contracts spell it."""
-    if isinstance(delta_type, str):
-        return {"long": "bigint", "integer": "int"}.get(delta_type, delta_type.replace(" ", ""))
-    if delta_type["type"] == "array":
-        return f"array<{_spelled(delta_type['elementType'])}>"
-    if delta_type["type"] == "map":
-        return f"map<{_spelled(delta_type['keyType'])},{_spelled(delta_type['valueType'])}>"
-    return str(delta_type)
-
-
 def _contract(table: str) -> Table:
     return TABLES[table]
 
@@ -519,34 +424,12 @@ def _days_in(column: str, days: Collection[date]) -> str:
 
 
 def _filters(column: str | None, partitions: Collection[date] | None) -> list[tuple[str, str, list[str]]] | None:
-    return None if column is None or partitions is None else [(column, "in", _texts(partitions))]
+    return None if column is None or partitions is None else [(column, "in", texts(partitions))]
 
 
 def _listed(days: Collection[date]) -> str:
     first, *others = sorted(map(str, days)) or ["no day"]
     return f"{first} to {others[-1]}" if others else first
-
-
-def _record(step: str, days: Collection[date], inputs: Mapping[str, int], fingerprint: str, replaced: Collection[date], changed: Collection[date] = ()) -> str:
-    record: dict[str, Any] = {"step": step, "days": _texts(days), "inputs": dict(inputs), "revision": revision()}
-    if fingerprint:
-        record["fingerprint"] = fingerprint
-    if {*replaced} != {*days}:
-        record["replaced"] = _texts(replaced)
-    if changed:
-        record["changed"] = _texts(changed)
-    return json.dumps(record, sort_keys=True)
-
-
-def _commit(version: int, record: Mapping[str, Any]) -> Commit:
-    days, replaced, changed = (
-        frozenset(map(date.fromisoformat, record.get(name, otherwise))) for name, otherwise in (("days", []), ("replaced", record["days"]), ("changed", []))
-    )
-    return Commit(version, record["step"], days, record["inputs"], record["revision"], record.get("fingerprint", ""), replaced, changed)
-
-
-def _texts(days: Collection[date]) -> list[str]:
-    return [str(day) for day in sorted(days)]
 
 
 def insist(work: Callable[[], None]) -> None:

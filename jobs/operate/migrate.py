@@ -14,7 +14,8 @@ from rich.table import Table
 from jobs.contracts.errors import ContractBroken
 from jobs.contracts.migrations import MIGRATIONS, Migration
 from jobs.database import database, tables_of
-from jobs.lake import Difference, Lake, insist
+from jobs.lake import Lake, insist
+from jobs.schemas import Difference
 from jobs.settings import Settings
 from jobs.steps import STEPS
 

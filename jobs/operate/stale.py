@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
+from jobs.commits import Commit
 from jobs.contracts.days import DayRange, ranges
 from jobs.contracts.errors import EmptyLanding, NotReady
 from jobs.contracts.features import WINDOWS
@@ -34,7 +35,7 @@ from jobs.ingest import bronze, silver
 from jobs.ingest.bronze import LEDGER
 from jobs.ingest.landing import LandingFile, landing_files
 from jobs.ingest.lines import fingerprint, stamp
-from jobs.lake import Commit, Lake
+from jobs.lake import Lake
 from jobs.operate.run import run_steps
 from jobs.settings import Settings
 from jobs.steps import FEATURES_DAILY, POLICY_DAILY, STEPS, find_step
@@ -75,7 +76,7 @@ def find_stale(lake: Lake, settings: Settings) -> list[Stale]:
 def print_stale(lake: Lake, settings: Settings) -> None:
     """Print what is stale, neighbouring days of one table and reason as one line. Raises NotReady for a lake without any day."""
     if not any(lake.done(table) for step in STEPS for table in step.writes):
-        raise NotReady(f"No step has made anything in {lake.root} yet. `nightjar backfill` makes the tables for a range of days.")
+        raise nothing_made(lake)
     found = find_stale(lake, settings)
     console = Console(width=130, highlight=False)
     if not found:
@@ -90,6 +91,11 @@ def print_stale(lake: Lake, settings: Settings) -> None:
             page.add_row(table, str(days), f"{sum(rows[day] for day in days):,}", reason)
     console.print(page)
     console.print("`nightjar stale --recompute` makes them again.")
+
+
+def nothing_made(lake: Lake) -> NotReady:
+    """The message for a lake without any day."""
+    return NotReady(f"No step has made anything in {lake.root} yet. `nightjar backfill` makes the tables for a range of days.")
 
 
 def recompute(lake: Lake, settings: Settings) -> None:

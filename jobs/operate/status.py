@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.contracts.days import DayRange, ranges
-from jobs.contracts.errors import NightjarError, NotReady
+from jobs.contracts.errors import NightjarError
 from jobs.lake import Lake
-from jobs.operate.stale import find_stale
+from jobs.operate.stale import find_stale, nothing_made
 from jobs.runs import Run, runs
 from jobs.settings import Settings
 from jobs.steps import STEPS
@@ -29,7 +29,7 @@ def print_status(lake: Lake, settings: Settings) -> None:
     notes = runs(lake)
     known = {day for step in STEPS for table in step.writes for day in lake.done(table)} | _days_of(notes)
     if not known:
-        raise NotReady(f"No step has made anything in {lake.root} yet. `nightjar backfill` makes the tables for a range of days.")
+        raise nothing_made(lake)
     shown = list(DayRange(min(known), max(known)))[-SHOWN_DAYS:]
     try:
         stale, unknown = find_stale(lake, settings), ""
