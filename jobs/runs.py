@@ -5,6 +5,7 @@ Nothing waits for a note, and no table depends on one. It is there for a person 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
@@ -20,7 +22,7 @@ import psutil  # type: ignore[import-untyped]
 
 from jobs.contracts.days import DayRange
 from jobs.contracts.errors import StoreUnreachable
-from jobs.lake import Lake
+from jobs.lake import Lake, insist
 from jobs.steps import Step
 from jobs.storage import Location, write_whole
 
@@ -85,6 +87,14 @@ def noted(lake: Lake, step: Step, days: DayRange) -> Iterator[None]:
             # Whether a process of another host lives can't be seen from here: what it was to make has been made.
             if other.step == run.step and (other.name == run.name or other.failure or not other.here):
                 _write(folder, replace(other, days=other.days - run.days))
+
+
+def carry_out(lake: Lake, step: Step, days: DayRange, *arguments: object) -> None:
+    """Run a step's module with the arguments, noted, and again where another run has overtaken it. Raises what it raises, and as `require_writable`."""
+    lake.require_writable(step.writes)
+    run = importlib.import_module(step.module).run
+    with noted(lake, step, days):
+        insist(partial(run, *arguments))
 
 
 def runs(lake: Lake) -> list[Run]:

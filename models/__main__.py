@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
-from functools import partial
 from typing import Annotated
 
 import typer
 
 from jobs.contracts.days import DayRange, parse_day
 from jobs.contracts.errors import BadRequest, exit_status
-from jobs.lake import Lake, insist
-from jobs.runs import noted
+from jobs.lake import Lake
+from jobs.runs import carry_out
 from jobs.settings import load_settings
 from jobs.steps import find_step
 
@@ -38,10 +36,7 @@ def run(
     if policy is not None:
         raise BadRequest(f"--policy is for `{RECOMMEND}` alone; a step takes the policy that the lake names.")
     for step in map(find_step, steps):
-        lake.require_writable(step.writes)
-        run_step = importlib.import_module(step.module).run
-        with noted(lake, step, DayRange(wanted, wanted)):
-            insist(partial(run_step, lake, settings, wanted))
+        carry_out(lake, step, DayRange(wanted, wanted), lake, settings, wanted)
 
 
 if __name__ == "__main__":

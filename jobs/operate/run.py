@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import os
 import subprocess
@@ -10,15 +9,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from jobs.contracts.days import DayRange
 from jobs.contracts.errors import BadDay, ProcessFailed
-from jobs.lake import Lake, insist
-from jobs.runs import noted
+from jobs.lake import Lake
+from jobs.runs import carry_out
 from jobs.settings import Settings
 from jobs.spark import require_engine, start_session
 from jobs.steps import find_step
@@ -50,10 +48,7 @@ def run_steps(work: Sequence[tuple[str, DayRange]], settings: Settings) -> None:
         with _spark(settings) if engine == "spark" else nullcontext() as spark:
             for step, days in group:
                 with _timed(f"{step.name} {days}"):
-                    lake.require_writable(step.writes)
-                    run = importlib.import_module(step.module).run
-                    with noted(lake, step, days):
-                        insist(partial(run, spark, lake, settings, days) if spark else partial(run, lake, settings, days))
+                    carry_out(lake, step, days, *([spark] if spark else []), lake, settings, days)
 
 
 def run_models(*arguments: Sequence[str] | str) -> None:
