@@ -95,10 +95,10 @@ class Lake:
 
     def filled(self, table: str) -> frozenset[date]:
         """Days of which the table has a row; of a table without partitions, all that were made."""
-        partition_by = _contract(table).partition_by
-        if partition_by is None or not self.exists(table):
+        column = _contract(table).day_column
+        if column is None or not self.exists(table):
             return self.done(table)
-        return frozenset(date.fromisoformat(str(partition[partition_by])) for partition in self._open(table, None).partitions())
+        return frozenset(date.fromisoformat(str(partition[column])) for partition in self._open(table, None).partitions())
 
     def require(self, table: str, days: Iterable[date]) -> None:
         """Raise NotReady when some of the days of a table have not been made."""
@@ -130,7 +130,7 @@ class Lake:
         delta = self._open(table, version)
         if not all(difference.harmless for difference in differences_of(table, self.columns(table), delta.schema().fields)):
             return False
-        files, paths = self._files(delta.file_uris(_filters(_contract(table).partition_by, partitions)))
+        files, paths = self._files(delta.file_uris(_filters(_contract(table).day_column, partitions)))
         return all(info.is_file for info in files.get_file_info(paths))
 
     def replace(
@@ -167,14 +167,14 @@ class Lake:
                 delta,
                 stream.reader(),
                 mode="overwrite",
-                predicate=_days_in(contract.partition_by, replaced) if contract.partition_by else None,
+                predicate=_days_in(contract.day_column, replaced) if contract.day_column else None,
                 writer_properties=writer_properties(_contract(table), self.columns(table)),
                 commit_properties=CommitProperties(
                     custom_metadata={_RECORD: record(step, days, inputs, fingerprint, replaced, changed, revision())},
                     # A commit that finds another one before it is tried after it, if they touch other days. Not where the rows
                     # were made from the table itself: what the other one wrote, on whichever days, could have changed them. Nor
                     # where the table is replaced whole: had it been empty, deltalake would see no conflict.
-                    max_commit_retries=None if contract.partition_by and seen is None else 0,
+                    max_commit_retries=None if contract.day_column and seen is None else 0,
                 ),
             )
 
@@ -214,8 +214,8 @@ class Lake:
             .mode("overwrite")
             .option(_RECORD, record(step, days, inputs, fingerprint, replaced, (), revision()))
         )
-        if contract.partition_by:
-            writer = writer.option("replaceWhere", _days_in(contract.partition_by, replaced))
+        if contract.day_column:
+            writer = writer.option("replaceWhere", _days_in(contract.day_column, replaced))
         try:
             writer.save(self._spark_path(table))
         except tuple(getattr(conflicts, name) for name in conflicts.__all__) as error:  # the one named like their parent is none
@@ -252,7 +252,7 @@ class Lake:
                 stream.reader(),
                 mode="overwrite",
                 schema_mode="overwrite",
-                partition_by=_contract(table).partition_by,
+                partition_by=list(_contract(table).partition_by),
                 writer_properties=writer_properties(_contract(table), self.columns(table)),
                 commit_properties=CommitProperties(max_commit_retries=0),
             )
@@ -286,7 +286,7 @@ class Lake:
                     self.path(table),
                     self.schema(table),
                     mode="ignore",
-                    partition_by=contract.partition_by,
+                    partition_by=list(contract.partition_by),
                     description=contract.doc,
                     configuration={**_TABLE_PROPERTIES, "delta.dataSkippingStatsColumns": ",".join(skipped_by(contract))},
                     storage_options=self._options(),
@@ -339,12 +339,12 @@ class Lake:
     def _dataset(self, table: str, delta: DeltaTable, schema: pa.Schema, partitions: Collection[date] | None) -> ds.Dataset:
         import pyarrow.dataset as ds  # loads pandas, which most commands can do without
 
-        partition_by = _contract(table).partition_by
+        contract = _contract(table)
         # Over file_uris and not to_pyarrow_dataset(), which aborts the process at its exit.
-        uris = delta.file_uris(_filters(partition_by, partitions))
+        uris = delta.file_uris(_filters(contract.day_column, partitions))
         if not uris:
             return ds.dataset(schema.empty_table())
-        partitioning = ds.partitioning(pa.schema([schema.field(partition_by)]), flavor="hive") if partition_by else None
+        partitioning = ds.partitioning(pa.schema([schema.field(name) for name in contract.partition_by]), flavor="hive") if contract.partition_by else None
         files, paths = self._files(uris)
         base = self.path(table).removeprefix(SCHEME)
         return ds.dataset(paths, schema=schema, format="parquet", filesystem=files, partitioning=partitioning, partition_base_dir=base)

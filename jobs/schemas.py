@@ -22,6 +22,7 @@ _ARROW = {
     "string": pa.string(),
     "bigint": pa.int64(),
     "int": pa.int32(),
+    "float": pa.float32(),
     "double": pa.float64(),
     "boolean": pa.bool_(),
     "binary": pa.binary(),
@@ -58,7 +59,7 @@ def arrow_schema(columns: Iterable[Column]) -> pa.Schema:
 
 def skipped_by(contract: Table) -> list[str]:
     """Columns by whose extremes readers leave files out. Statistics of all columns would cost more than a small day itself."""
-    names = [column.name for column in contract.columns if column.name != contract.partition_by]
+    names = [column.name for column in contract.columns if column.name not in contract.partition_by]
     return [name for name in names if name in _SKIPPED_BY] or names[:1]
 
 

@@ -316,7 +316,7 @@ class _Search:
         """
         names = [column.name for column in lake.columns(table)]
         column = "valid_from" if "valid_from" in names else "arrival_day" if "arrival_day" in names else "day"
-        among = days if partitions is None and TABLES[table].partition_by == column else partitions
+        among = days if partitions is None and TABLES[table].day_column == column else partitions
         there = version is None or lake.is_whole(table, version, among)
         name = self._named(lake.dataset(table, version, among) if there else lake.schema(table).empty_table())
         if column == "valid_from":
