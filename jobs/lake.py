@@ -28,6 +28,7 @@ from deltalake import CommitProperties, DeltaTable, Schema, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from jobs.commits import Commit, commit_of, record, texts
+from jobs.contracts.days import ranges
 from jobs.contracts.errors import ConcurrentWrite, ContractBroken, LakeUnwritable, NotReady
 from jobs.contracts.features import declared
 from jobs.contracts.tables import TABLES, Column, Table
@@ -215,7 +216,7 @@ class Lake:
             .option(_RECORD, record(step, days, inputs, fingerprint, replaced, (), revision()))
         )
         if contract.day_column:
-            writer = writer.option("replaceWhere", _days_in(contract.day_column, replaced))
+            writer = writer.option("replaceWhere", _within(contract.day_column, replaced))
         try:
             writer.save(self._spark_path(table))
         except tuple(getattr(conflicts, name) for name in conflicts.__all__) as error:  # the one named like their parent is none
@@ -421,6 +422,11 @@ def _days_in(column: str, days: Collection[date]) -> str:
     """A condition; with no day to replace, the commit still records that the run was made."""
     quoted = ", ".join(f"'{day}'" for day in sorted(days))
     return f"{column} IN ({quoted})" if days else "false"
+
+
+def _within(column: str, days: Collection[date]) -> str:
+    """The same as typed ranges: Delta holds each row that Spark writes against it, and turned the texts of all days into dates for each."""
+    return " or ".join(f"({column} >= date '{some.first}' and {column} <= date '{some.last}')" for some in ranges(days)) or "false"
 
 
 def _filters(column: str | None, partitions: Collection[date] | None) -> list[tuple[str, str, list[str]]] | None:

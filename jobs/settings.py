@@ -61,6 +61,7 @@ class EventType(_Section):
     step: bool = Field(False, description="an event of this type is an action of the logging system; others answer one")
     reward: str = Field("0", description="what it is worth: numbers, `value`, + - * /, parentheses, min(a, b), max(a, b)")
     maturity_days: int = Field(0, ge=0, le=90, description="an answer counts for a step up to this many days before it")
+    terminates: bool = Field(False, description="an event of this type says that the user's episode is over: the last step before it is its end")
 
     @field_validator("reward")
     @classmethod

@@ -33,7 +33,7 @@ STEPS = (
     Step("features", "spark", "jobs.features.features",
          ("silver.interactions",), ("gold.user_partials", "gold.item_partials", "gold.user_features", "gold.item_features")),
     Step("transitions", "spark", "jobs.transitions.transitions",
-         ("silver.interactions", "silver.items"), ("gold.item_index", "gold.candidate_sets", "gold.unattributed", "gold.transitions")),
+         ("silver.interactions", "silver.items"), ("gold.item_index", "gold.candidate_sets", "gold.unattributed", "gold.rewards", "gold.transitions")),
     Step("train", "torch", "models.train",
          ("gold.transitions", "silver.items"), ("gold.policies",)),
     Step("evaluate", "torch", "models.evaluate",

@@ -11,6 +11,7 @@ from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import pyarrow.parquet as pq
 import pytest
@@ -39,7 +40,7 @@ TYPES: dict[str, tuple[bool, str, int]] = {
     "share": (False, "0", 1),
 }
 REACH, LONGEST = 2, 2
-TABLES = ("gold.transitions", "gold.unattributed", "gold.candidate_sets")
+TABLES = ("gold.transitions", "gold.unattributed", "gold.rewards", "gold.candidate_sets")
 
 
 @pytest.fixture(autouse=True)
@@ -89,9 +90,10 @@ def step_of(answer: Row, steps: list[Row]) -> Row | None:
 
 @dataclass
 class Expected:
-    transitions: dict[str, Row]
+    transitions: dict[tuple[str, date, int], Row]  # by user, day and place in the user's day
     unattributed: dict[str, Row]
     candidate_sets: set[tuple[date, tuple[str, ...]]]
+    rewards: dict[tuple[date, date, str, str | None], tuple[int, Decimal]]  # by day of the step, day and type of the event, reason
 
 
 def as_of_days(log: list[Row], nights: Iterable[date]) -> dict[date, date]:
@@ -107,7 +109,14 @@ def as_of_days(log: list[Row], nights: Iterable[date]) -> dict[date, date]:
 
 
 def expected(log: list[Row], nights: Iterable[date]) -> Expected:
-    answer = Expected({}, {}, set())
+    answer = Expected({}, {}, set(), {})
+
+    def book(day: date, row: Row, reason: str | None) -> None:
+        if worth(row) != 0:
+            key = (day, row["day"], row["event_type"], reason)
+            events, reward = answer.rewards.get(key, (0, Decimal(0)))
+            answer.rewards[key] = (events + 1, reward + worth(row))
+
     for day, as_of in as_of_days(log, nights).items():
         seen = [row for row in log if row["arrival_day"] <= as_of]
         for user in {row["user_id"] for row in seen}:
@@ -121,13 +130,20 @@ def expected(log: list[Row], nights: Iterable[date]) -> Expected:
                 elif row["day"] == day and worth(row) != 0:
                     before = [s["day"] for s in steps if s["item_id"] == row["item_id"] and s["event_time"] <= row["event_time"]]
                     late = before and row["day"] - max(before) <= timedelta(days=REACH)
-                    answer.unattributed[row["event_id"]] = {"reward": float(worth(row)), "reason": "too_late" if late else "no_step", "as_of_day": as_of}
+                    reason = "too_late" if late else "no_step"
+                    answer.unattributed[row["event_id"]] = {"reward": float(worth(row)), "reason": reason, "as_of_day": as_of, "item_id": row["item_id"]}
+                    book(day, row, reason)
             for before_it, step, after_it in zip([None, *steps], steps, [*steps[1:], None], strict=False):
                 if step["day"] != day:
                     continue
+                number = 1 + sum(other["day"] == day for other in steps[: steps.index(step)])
                 came = belongs[step["event_id"]]
                 items = tuple(sorted(set(step.get("candidates") or ())))
-                answer.transitions[step["event_id"]] = {
+                for row in (step, *came):
+                    book(day, row, None)
+                answer.transitions[user, day, number] = {
+                    **{name: step[name] for name in ("event_time", "item_id", "event_type")},
+                    "propensity": step.get("propensity"),
                     "reward": float(worth(step) + sum(worth(row) for row in came)),
                     "response": heaviest(row for row in came if after_it is None or row["event_time"] < after_it["event_time"]),
                     "first": before_it is None or step["event_time"] - before_it["event_time"] > GAP,
@@ -156,20 +172,43 @@ def end(step: Row, after_it: Row | None, as_of: date) -> str | None:
 
 def written(lake: Lake) -> Expected:
     """What the tables hold, in the terms of the reference."""
+    item_ids = {row["item"]: row["item_id"] for row in lake.read("gold.item_index").to_pylist()}
     sets = {(row["day"], row["candidate_set"]): tuple(row["items"]) for row in lake.read("gold.candidate_sets").to_pylist()}
-    rows = lake.read("gold.transitions").to_pylist()
-    assert len({row["event_id"] for row in rows}) == len(rows)
-    columns = ("reward", "response", "first", "end", "as_of_day")
-    return Expected(
-        {row["event_id"]: {name: row[name] for name in columns} | {"items": row["candidate_set"] and sets[row["day"], row["candidate_set"]]} for row in rows},
-        {row["event_id"]: {name: row[name] for name in ("reward", "reason", "as_of_day")} for row in lake.read("gold.unattributed").to_pylist()},
-        {(day, items) for (day, _), items in sets.items()},
-    )
+    answer = Expected({}, {}, {(day, items) for (day, _), items in sets.items()}, {})
+    for row in lake.read("gold.transitions").to_pylist():
+        key = row["user_id"], row["day"], row["step"]
+        assert key not in answer.transitions
+        names = ("event_time", "event_type", "propensity", "reward", "response", "first", "end", "as_of_day")
+        answer.transitions[key] = {name: row[name] for name in names} | {
+            "item_id": item_ids[row["item"]],
+            "items": row["candidate_set"] and sets[row["day"], row["candidate_set"]],
+        }
+    for row in lake.read("gold.unattributed").to_pylist():
+        answer.unattributed[row["event_id"]] = {name: row[name] for name in ("reward", "reason", "as_of_day")} | {"item_id": item_ids[row["item"]]}
+    for row in lake.read("gold.rewards").to_pylist():
+        answer.rewards[row["day"], row["event_day"], row["event_type"], row["reason"]] = (row["events"], Decimal(str(row["reward"])))
+    return answer
+
+
+def by_event(lake: Lake, log: list[Row]) -> dict[str, Row]:
+    """The transitions by the event ids of their steps, of a log whose steps all have been made."""
+    rows = {(row["user_id"], row["day"], row["step"]): row for row in lake.read("gold.transitions").to_pylist()}
+    days: dict[tuple[str, date], list[Row]] = defaultdict(list)
+    for row in in_order(filter(is_step, log)):
+        days[row["user_id"], row["day"]].append(row)
+    found = {row["event_id"]: rows.pop((*key, number), None) for key, steps in days.items() for number, row in enumerate(steps, 1)}
+    assert not rows
+    return {event_id: row for event_id, row in found.items() if row is not None}
 
 
 def bits(lake: Lake) -> dict[str, Any]:
-    """All that the tables hold, in an order of its own."""
-    return {table: sorted(lake.read(table).to_pylist(), key=repr) for table in TABLES}
+    """All that the tables hold, in an order of its own. Which number an item has depends on the order of the nights: its id stands in its place."""
+    item_ids = {row["item"]: row["item_id"] for row in lake.read("gold.item_index").to_pylist()}
+
+    def plain(row: Row) -> Row:
+        return {name: item_ids[value] if name == "item" else value for name, value in row.items()}
+
+    return {table: sorted(map(plain, lake.read(table).to_pylist()), key=repr) for table in TABLES}
 
 
 def test_any_order_of_nights_ends_in_the_tables_that_the_definitions_give(spark: SparkSession, world: tuple[Settings, Lake], tmp_path: Path) -> None:
@@ -198,6 +237,7 @@ def test_any_order_of_nights_ends_in_the_tables_that_the_definitions_give(spark:
     assert {row["reason"] for row in out.unattributed.values()} == set(UNATTRIBUTED_REASONS)
     assert len(out.candidate_sets) > len(DAYS)
     arrived = [row for row in log if row["arrival_day"] <= DAYS[5]]
+    assert sum(reward for _, reward in out.rewards.values()) == sum(worth(row) for row in arrived)
     rewards = [row["reward"] for row in (*out.transitions.values(), *out.unattributed.values())]
     assert sum(map(Decimal, map(str, rewards))) == sum(worth(row) for row in arrived)
     assert_laid_out_for_readers(fresh, settings)
@@ -210,7 +250,7 @@ def test_what_a_day_brings_no_more_leaves_the_days_on_which_it_happened(spark: S
     late = [event("show", at(0, 2), late=4, event_id="late"), event("show", at(-5, 2), late=9, event_id="later")]
     put(lake, [*log, *late], DAYS[:5])
     run(spark, lake, settings, DayRange(DAYS[0], DAYS[4]))
-    assert {"late", "later"} <= written(lake).transitions.keys()
+    assert {"late", "later"} <= by_event(lake, [*log, *late]).keys()
     put(lake, log, DAYS[4:5], replaced=[row["day"] for row in (*log, *late)])
     run(spark, lake, settings, DayRange(DAYS[4], DAYS[4]))
 
@@ -228,7 +268,7 @@ def test_a_night_that_was_left_out_and_delivered_again_meanwhile(spark: SparkSes
     put(lake, [*log, *late], DAYS)
     for first, last in ((0, 3), (5, 5)):
         run(spark, lake, settings, DayRange(DAYS[first], DAYS[last]))
-    assert "late" in written(lake).transitions
+    assert lake.read("gold.transitions").num_rows == len(log) + 2
     put(lake, [*log, late[1]], DAYS[4:5], replaced=[row["day"] for row in (*log, *late)])
     run(spark, lake, settings, DayRange(DAYS[4], DAYS[4]))
     fresh = Lake(tmp_path / "fresh", lake.event_types)
@@ -268,22 +308,18 @@ def test_a_night_that_begins_between_the_writes_of_a_later_one(spark: SparkSessi
 
     monkeypatch.setattr(Lake, "replace_frame", come_in_between)
     run(spark, lake, settings, DayRange(DAYS[1], DAYS[1]))
-    assert {row["event_id"]: row["as_of_day"] for row in lake.read("gold.transitions").to_pylist()} == {row["event_id"]: DAYS[1] for row in log}
+    assert {event_id: row["as_of_day"] for event_id, row in by_event(lake, log).items()} == {row["event_id"]: DAYS[1] for row in log}
 
 
 def assert_laid_out_for_readers(lake: Lake, settings: Settings) -> None:
-    """One file a day, its rows clustered by bucket and in the user's order; a bucket is a function of the user."""
+    """One file a day and bucket, its rows in the order of the user and the steps; a bucket is a function of the user."""
+    rows = lake.read("gold.transitions", ["user_id", "day", "bucket"]).to_pylist()
     files = DeltaTable(lake.path("gold.transitions")).file_uris()
-    assert len(files) == len(DAYS)
-    buckets: dict[str, set[int]] = defaultdict(set)
+    assert len(files) == len({(row["day"], row["bucket"]) for row in rows})
     for file in files:
-        rows = pq.ParquetFile(file).read(["bucket", "user_id", "event_time", "position", "event_id"]).to_pylist()
-        keys = [(row["bucket"], row["user_id"], row["event_time"], row["position"] or -1, row["event_id"]) for row in rows]
+        keys = [(row["user_id"], row["step"]) for row in pq.ParquetFile(file).read(["user_id", "step"]).to_pylist()]
         assert keys == sorted(keys)
-        for row in rows:
-            buckets[row["user_id"]].add(row["bucket"])
-    assert all(len(of_user) == 1 for of_user in buckets.values())
-    assert set().union(*buckets.values()) <= set(range(settings.episodes.buckets))
+    assert {(row["user_id"], row["bucket"]) for row in rows} == {(row["user_id"], crc32(row["user_id"].encode()) % settings.episodes.buckets) for row in rows}
 
 
 def test_cases_worked_out_by_hand(spark: SparkSession, world: tuple[Settings, Lake]) -> None:
@@ -309,7 +345,7 @@ def test_cases_worked_out_by_hand(spark: SparkSession, world: tuple[Settings, La
     ]
     put(lake, cases, DAYS)
     run(spark, lake, settings, DayRange(DAYS[0], DAYS[3]))
-    rows = {row["event_id"]: row for row in lake.read("gold.transitions").to_pylist()}
+    rows = by_event(lake, cases)
     assert [(rows[f"owl {hour}"]["first"], rows[f"owl {hour}"]["end"]) for hour in (23.5, 24.5, 31.0)] == [
         (True, None),
         (False, "truncated_gap"),
