@@ -77,6 +77,14 @@ class Episodes(_Section):
     buckets: int = Field(16, ge=1, le=4096, description="hash buckets of users; a training worker reads its own alone")
 
 
+class Limits(_Section):
+    """What no person does. What one arrival day brings of a user's day is set aside whole where it is beyond: it counts nowhere, and is listed."""
+
+    events_per_day: int = Field(20_000, ge=1, description="events of one user on one day")
+    events_per_minute: int = Field(1_000, ge=1, description="events of one user within one minute of the clock")
+    exempt: list[str] = Field(default_factory=list, description="ids of users that are never set aside")
+
+
 class Train(_Section):
     """The learner."""
 
@@ -165,6 +173,7 @@ class Settings(BaseSettings):
     lake: Annotated[str, AfterValidator(_is_place)] = Field("lake", description="folder of the Delta tables: a path, or s3://bucket/folder")
     event_types: dict[str, EventType] = Field(default_factory=_default_event_types, description="types of the log; steps first")
     episodes: Episodes = Episodes()
+    limits: Limits = Limits()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
@@ -203,7 +212,11 @@ class Settings(BaseSettings):
         deciding: dict[str, Any] = {
             "bronze": [sorted(self.event_types), self.landing.fields, self.landing.event_types],
             "features": [repr(feature) for feature in declared(tuple(self.event_types))],
-            "transitions": [[(name, event_type.model_dump()) for name, event_type in self.event_types.items()], self.episodes.model_dump()],
+            "transitions": [
+                [(name, event_type.model_dump()) for name, event_type in self.event_types.items()],
+                self.episodes.model_dump(),
+                self.limits.model_dump(),
+            ],
         }
         return hashlib.sha256(json.dumps(deciding.get(step), sort_keys=True).encode()).hexdigest()[:16]
 
