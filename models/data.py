@@ -45,7 +45,7 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Steps:
-    """Steps sorted by user, time, position and event id: user k owns the rows offsets[k]..offsets[k + 1] (exclusive)."""
+    """Steps sorted by user, day and place in the day: user k owns the rows offsets[k]..offsets[k + 1] (exclusive)."""
 
     user_ids: tuple[str, ...]
     offsets: Ints  # [users + 1]
@@ -95,8 +95,9 @@ def load_catalogue(lake: Lake, day: date, version: int | None = None) -> Catalog
         table = lake.read("silver.items", ["item_id", "category", "title", "available"], holds)
         rows = {row["item_id"]: row for row in table.to_pylist()}
     if lake.exists("gold.transitions"):
-        met = pc.unique(lake.read("gold.transitions", ["item_id"], pc.field("day") <= day, version)["item_id"])
-        rows |= {item_id: {} for item_id in met.to_pylist() if item_id not in rows}
+        met = pc.unique(lake.read("gold.transitions", ["item"], pc.field("day") <= day, version)["item"])
+        known = lake.read("gold.item_index", ["item_id"], pc.field("item").isin(met))["item_id"]
+        rows |= {item_id: {} for item_id in known.to_pylist() if item_id not in rows}
     item_ids = sorted(rows)
     return Catalogue(
         item_ids=("", *item_ids),
@@ -159,23 +160,28 @@ def _knows_more(lake: Lake, day: date, within: pc.Expression, version: int) -> b
 
 def load_steps(lake: Lake, catalogue: Catalogue, event_types: Sequence[str], first_day: date, last_day: date, version: int | None = None) -> Steps:
     """Steps of the days first_day..last_day as a version of gold.transitions holds them (None = the newest)."""
-    columns = ["user_id", "event_time", "position", "event_id", "item_id", "event_type", "response", "reward", "first", "end", "propensity", "day"]
+    columns = ["user_id", "event_time", "step", "item", "event_type", "response", "reward", "first", "end", "propensity", "day"]
     within = (pc.field("day") >= first_day) & (pc.field("day") <= last_day)
-    table = lake.read("gold.transitions", columns, within, version)
-    # A step without a position comes before those of the same instant that have one.
-    table = table.set_column(2, "position", pc.fill_null(table["position"], -1))
-    table = table.sort_by([(name, "ascending") for name in ("user_id", "event_time", "position", "event_id")])
-    return make_steps({name: table[name] for name in columns}, catalogue, event_types)
+    table = lake.read("gold.transitions", columns, within, version).sort_by([(name, "ascending") for name in ("user_id", "day", "step")])
+    return make_steps({name: table[name] for name in columns}, item_places(lake, catalogue), event_types)
 
 
-def make_steps(columns: Mapping[str, pa.ChunkedArray], catalogue: Catalogue, event_types: Sequence[str]) -> Steps:
-    """Steps from the columns of gold.transitions, rows already in order of user and time."""
+def item_places(lake: Lake, catalogue: Catalogue) -> NDArray[np.int32]:
+    """Index into the catalogue of each item by its number in gold.item_index; 0 for those that are not in it, and for the number 0."""
+    index = lake.read("gold.item_index", ["item", "item_id"])
+    places = np.zeros((pc.max(index["item"]).as_py() or 0) + 1, dtype=np.int32)
+    places[index["item"].to_numpy()] = _codes(index["item_id"], catalogue.item_ids[1:])
+    return places
+
+
+def make_steps(columns: Mapping[str, pa.ChunkedArray], places: NDArray[np.int32], event_types: Sequence[str]) -> Steps:
+    """Steps from the columns of gold.transitions, rows already in order of user, day and step; `places` as of `item_places`."""
     users = columns["user_id"].combine_chunks().dictionary_encode()  # codes ascend, as the rows are sorted by user
     counts = np.bincount(users.indices.to_numpy(), minlength=len(users.dictionary))
     return Steps(
         user_ids=tuple(users.dictionary.to_pylist()),
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        item=_codes(columns["item_id"], catalogue.item_ids[1:]).astype(np.int32),
+        item=places[columns["item"].to_numpy()],
         event=_codes(columns["event_type"], event_types).astype(np.int8),
         response=_codes(columns["response"], event_types).astype(np.int8),
         reward=columns["reward"].to_numpy().astype(np.float32),
