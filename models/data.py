@@ -5,7 +5,7 @@ Both are read from the lake without a JVM. Whoever ranks items is a `Ranker`: th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, Protocol
@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.contracts.errors import FutureData
-from jobs.lake import Lake
+from jobs.lake import DataFile, Lake
 
 END_CODES = {"terminated": 1, "truncated_gap": 2, "truncated_window": 3, "immature": 4}
 EPOCH = date(1970, 1, 1)
+_COLUMNS = ("user_id", "event_time", "step", "item", "event_type", "response", "reward", "first", "end", "propensity")
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float32]
@@ -160,40 +161,81 @@ def _knows_more(lake: Lake, day: date, within: pc.Expression, version: int) -> b
 
 def load_steps(lake: Lake, catalogue: Catalogue, event_types: Sequence[str], first_day: date, last_day: date, version: int | None = None) -> Steps:
     """Steps of the days first_day..last_day as a version of gold.transitions holds them (None = the newest)."""
-    columns = ["user_id", "event_time", "step", "item", "event_type", "response", "reward", "first", "end", "propensity", "day"]
-    within = (pc.field("day") >= first_day) & (pc.field("day") <= last_day)
-    table = lake.read("gold.transitions", columns, within, version).sort_by([(name, "ascending") for name in ("user_id", "day", "step")])
-    return make_steps({name: table[name] for name in columns}, item_places(lake, catalogue), event_types)
+    return read_steps(lake, files_of(lake, first_day, last_day, version), item_places(lake, catalogue), event_types)
+
+
+def files_of(lake: Lake, first_day: date, last_day: date, version: int | None = None) -> list[DataFile]:
+    """The files of a version of gold.transitions that hold the days first_day..last_day, in order of the day."""
+    return [file for file in lake.files("gold.transitions", version) if first_day <= date.fromisoformat(file.partition["day"]) <= last_day]
 
 
 def item_places(lake: Lake, catalogue: Catalogue) -> NDArray[np.int32]:
     """Index into the catalogue of each item by its number in gold.item_index; 0 for those that are not in it, and for the number 0."""
     index = lake.read("gold.item_index", ["item", "item_id"])
     places = np.zeros((pc.max(index["item"]).as_py() or 0) + 1, dtype=np.int32)
-    places[index["item"].to_numpy()] = _codes(index["item_id"], catalogue.item_ids[1:])
+    found = pc.index_in(index["item_id"], value_set=pa.array(catalogue.item_ids[1:], pa.string()))
+    places[index["item"].to_numpy()] = pc.fill_null(pc.add(found, 1), 0).to_numpy()
     return places
 
 
-def make_steps(columns: Mapping[str, pa.ChunkedArray], places: NDArray[np.int32], event_types: Sequence[str]) -> Steps:
-    """Steps from the columns of gold.transitions, rows already in order of user, day and step; `places` as of `item_places`."""
-    users = columns["user_id"].combine_chunks().dictionary_encode()  # codes ascend, as the rows are sorted by user
-    counts = np.bincount(users.indices.to_numpy(), minlength=len(users.dictionary))
+def read_steps(lake: Lake, files: Sequence[DataFile], places: NDArray[np.int32], event_types: Sequence[str]) -> Steps:
+    """Steps of some files of gold.transitions, of which no other is opened; `places` as of `item_places`."""
+    tables = [lake.read_file("gold.transitions", file, _COLUMNS) for file in files]
+    rows = pa.concat_tables(tables) if tables else lake.schema("gold.transitions").empty_table()
+    days = np.array([day_number(date.fromisoformat(file.partition["day"])) for file in files], dtype=np.int32)
+    day = np.repeat(days, [table.num_rows for table in tables])
+    user_ids, users = _user_codes(rows["user_id"])
+    order = _order(users, day, rows["step"].to_numpy())
     return Steps(
-        user_ids=tuple(users.dictionary.to_pylist()),
-        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        item=places[columns["item"].to_numpy()],
-        event=_codes(columns["event_type"], event_types).astype(np.int8),
-        response=_codes(columns["response"], event_types).astype(np.int8),
-        reward=columns["reward"].to_numpy().astype(np.float32),
-        time=pc.cast(columns["event_time"], pa.int64()).to_numpy() // 1_000_000,
-        first=columns["first"].to_numpy().astype(np.bool_),
-        end=_codes(columns["end"], list(END_CODES)).astype(np.int8),
-        propensity=columns["propensity"].to_numpy().astype(np.float32),
-        day=pc.cast(columns["day"], pa.int32()).to_numpy().astype(np.int32),
+        user_ids=user_ids,
+        offsets=np.concatenate([[0], np.cumsum(np.bincount(users, minlength=len(user_ids)))]).astype(np.int64),
+        item=places[rows["item"].to_numpy()][order],
+        event=_codes(rows["event_type"], event_types)[order],
+        response=_codes(rows["response"], event_types)[order],
+        reward=rows["reward"].to_numpy().astype(np.float32)[order],
+        time=(pc.cast(rows["event_time"], pa.int64()).to_numpy() // 1_000_000)[order],
+        first=rows["first"].to_numpy().astype(np.bool_)[order],
+        end=_codes(rows["end"], list(END_CODES))[order],
+        propensity=rows["propensity"].to_numpy().astype(np.float32)[order],
+        day=day[order],
     )
 
 
-def _codes(values: pa.ChunkedArray, names: Sequence[str]) -> Ints:
+def _user_codes(column: pa.ChunkedArray) -> tuple[tuple[str, ...], NDArray[Any]]:
+    """The distinct users, sorted, and the place of each row's user among them."""
+    dictionary, codes = _dictionary(column)
+    ascending = pc.sort_indices(dictionary).to_numpy()
+    # The narrowest type: numpy sorts two bytes by counting, and wider ones by comparing.
+    place = np.empty(len(ascending), dtype=np.uint16 if len(ascending) <= 1 << 16 else np.int32)
+    place[ascending] = np.arange(len(ascending))
+    return tuple(dictionary.take(ascending).to_pylist()), place[codes]
+
+
+def _order(users: NDArray[Any], day: NDArray[np.int32], step: NDArray[np.int32]) -> Ints:
+    """The order by user, day and step of rows whose days ascend."""
+    order = np.argsort(users, kind="stable")
+    place = (day.astype(np.int64) << 32 | step)[order]
+    sorted_users = users[order]
+    if np.all((place[1:] > place[:-1]) | (sorted_users[1:] != sorted_users[:-1])):
+        return order
+    return np.lexsort((step, day, users))  # some file is not sorted by user and step
+
+
+def _dictionary(column: pa.ChunkedArray) -> tuple[pa.Array, NDArray[np.int32]]:
+    """Distinct values, and the place of each row's value among them; one behind the last where it is null."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    column = column.unify_dictionaries()
+    if column.num_chunks == 0:
+        return pa.array([], pa.string()), np.zeros(0, dtype=np.int32)
+    dictionary = column.chunk(0).dictionary
+    indices = pa.chunked_array([chunk.indices for chunk in column.chunks])
+    return dictionary, pc.fill_null(indices, len(dictionary)).to_numpy()
+
+
+def _codes(column: pa.ChunkedArray, names: Sequence[str]) -> NDArray[np.int8]:
     """1-based place of each value in `names`, 0 where it is null or none of them."""
-    found: Ints = pc.fill_null(pc.add(pc.index_in(values, value_set=pa.array(names, pa.string())), 1), 0).to_numpy().astype(np.int64)
+    dictionary, places = _dictionary(column)
+    code = pc.fill_null(pc.add(pc.index_in(dictionary, value_set=pa.array(names, pa.string())), 1), 0).to_numpy()
+    found: NDArray[np.int8] = np.append(code, 0).astype(np.int8)[places]
     return found
