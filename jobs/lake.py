@@ -160,10 +160,8 @@ class Lake:
             # 114 ns a row of gold.transitions, 150 by read_table(), whose every call builds a dataset; and dataset's scanner wants threads.
             pq.ParquetFile(source, read_dictionary=texts, coerce_int96_timestamp_unit="us", pre_buffer=isinstance(self.root, S3Path)) as parquet,
         ):
-            names = set(parquet.schema_arrow.names)
-            there = [name for name in columns if name in names]
-            rows = parquet.read(there, use_threads=False)
-        for name in {*columns} - {*there}:
+            rows = parquet.read(list(columns), use_threads=False)  # without those that the file has not
+        for name in {*columns} - {*rows.column_names}:
             column = pa.nulls(rows.num_rows, self.schema(table).field(name).type)
             rows = rows.append_column(name, column.dictionary_encode() if name in texts else column)
         return rows.select(list(columns))
