@@ -152,19 +152,27 @@ class Lake:
         """
         import pyarrow.parquet as pq
 
-        texts = [field.name for field in self.schema(table) if field.name in columns and field.type == pa.string()]
+        schema = self.schema(table)
+        texts = [name for name in columns if schema.field(name).type == pa.string()]
         files, (path,) = self._files([f"{self.path(table)}/{file.path}"])
-        with (
-            self._store(),
-            files.open_input_file(path) as source,
-            # 114 ns a row of gold.transitions, 150 by read_table(), whose every call builds a dataset; and dataset's scanner wants threads.
-            pq.ParquetFile(source, read_dictionary=texts, coerce_int96_timestamp_unit="us", pre_buffer=isinstance(self.root, S3Path)) as parquet,
-        ):
-            rows = parquet.read(list(columns), use_threads=False)  # without those that the file has not
+        with self._store(), files.open_input_file(path) as source:
+            try:
+                rows = self._decoded(source, columns, texts)
+            except KeyError:  # a text that the file has not
+                there = pq.read_schema(source).names
+                rows = self._decoded(source, columns, [name for name in texts if name in there])
         for name in {*columns} - {*rows.column_names}:
-            column = pa.nulls(rows.num_rows, self.schema(table).field(name).type)
-            rows = rows.append_column(name, column.dictionary_encode() if name in texts else column)
+            rows = rows.append_column(name, pa.nulls(rows.num_rows, pa.dictionary(pa.int32(), pa.string()) if name in texts else schema.field(name).type))
         return rows.select(list(columns))
+
+    def _decoded(self, source: pa.NativeFile, columns: Sequence[str], dictionaries: Sequence[str]) -> pa.Table:
+        """Those of the columns that the file has."""
+        import pyarrow.parquet as pq
+
+        # 114 ns a row of gold.transitions, 150 by read_table(), whose every call makes a dataset; and a dataset's scanner waits for threads.
+        remote = isinstance(self.root, S3Path)
+        with pq.ParquetFile(source, read_dictionary=dictionaries, coerce_int96_timestamp_unit="us", pre_buffer=remote) as parquet:
+            return parquet.read(list(columns), use_threads=False)
 
     def is_whole(self, table: str, version: int, partitions: Collection[date] | None = None) -> bool:
         """Whether a version is of this table, the files of it or of some of its partitions are still there, and they hold what the contract has."""

@@ -184,11 +184,10 @@ def read_steps(lake: Lake, files: Sequence[DataFile], places: NDArray[np.int32],
     rows = pa.concat_tables(tables) if tables else lake.schema("gold.transitions").empty_table()
     days = np.array([day_number(date.fromisoformat(file.partition["day"])) for file in files], dtype=np.int32)
     day = np.repeat(days, [table.num_rows for table in tables])
-    user_ids, users = _user_codes(rows["user_id"])
-    order = _order(users, day, rows["step"].to_numpy())
+    user_ids, order, counts = _order(rows["user_id"], day, rows["step"].to_numpy())
     return Steps(
         user_ids=user_ids,
-        offsets=np.concatenate([[0], np.cumsum(np.bincount(users, minlength=len(user_ids)))]).astype(np.int64),
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         item=places[rows["item"].to_numpy()][order],
         event=_codes(rows["event_type"], event_types)[order],
         response=_codes(rows["response"], event_types)[order],
@@ -201,24 +200,25 @@ def read_steps(lake: Lake, files: Sequence[DataFile], places: NDArray[np.int32],
     )
 
 
-def _user_codes(column: pa.ChunkedArray) -> tuple[tuple[str, ...], NDArray[Any]]:
-    """The distinct users, sorted, and the place of each row's user among them."""
-    dictionary, codes = _dictionary(column)
+def _order(user_id: pa.ChunkedArray, day: NDArray[np.int32], step: NDArray[np.int32]) -> tuple[tuple[str, ...], Ints, Ints]:
+    """The users, sorted; the order by user, day and step of rows whose days ascend; and how many rows each user has."""
+    dictionary, code = _dictionary(user_id)
     ascending = pc.sort_indices(dictionary).to_numpy()
-    # The narrowest type: numpy sorts two bytes by counting, and wider ones by comparing.
-    place = np.empty(len(ascending), dtype=np.uint16 if len(ascending) <= 1 << 16 else np.int32)
+    place = np.empty(len(ascending), dtype=np.int64)
     place[ascending] = np.arange(len(ascending))
-    return tuple(dictionary.take(ascending).to_pylist()), place[codes]
-
-
-def _order(users: NDArray[Any], day: NDArray[np.int32], step: NDArray[np.int32]) -> Ints:
-    """The order by user, day and step of rows whose days ascend."""
-    order = np.argsort(users, kind="stable")
-    place = (day.astype(np.int64) << 32 | step)[order]
-    sorted_users = users[order]
-    if np.all((place[1:] > place[:-1]) | (sorted_users[1:] != sorted_users[:-1])):
-        return order
-    return np.lexsort((step, day, users))  # some file is not sorted by user and step
+    # A file is sorted by user and step: it is enough to sort runs, of a user's rows of a day, by the user.
+    begins = np.ones(len(code), dtype=np.bool_)
+    begins[1:] = (code[1:] != code[:-1]) | (day[1:] != day[:-1])
+    start = np.flatnonzero(begins)
+    size, user = np.diff(start, append=len(code)), place[code[start]]
+    runs = np.argsort(user, kind="stable")
+    moved = start[runs] - (np.cumsum(size[runs]) - size[runs])
+    order = np.arange(len(code)) + np.repeat(moved, size[runs])
+    is_split = (np.diff(user[runs]) == 0) & (np.diff(day[start[runs]]) == 0)
+    if is_split.any() or not np.all((step[1:] > step[:-1]) | begins[1:]):
+        order = np.lexsort((step, day, place[code]))  # some file is not sorted
+    counts = np.bincount(user, weights=size, minlength=len(ascending)).astype(np.int64)
+    return tuple(dictionary.take(ascending).to_pylist()), order, counts
 
 
 def _dictionary(column: pa.ChunkedArray) -> tuple[pa.Array, NDArray[np.int32]]:
