@@ -194,12 +194,14 @@ def pack(steps: Steps, context: int, length: int, rng: np.random.Generator) -> P
     begins, fresh = (np.concatenate([values[longest_first], np.zeros(rows, dtype=np.int64)])[windows] for values in (begins, fresh))
     starts = np.cumsum(sizes) - sizes
     before = np.searchsorted(row[windows], np.arange(rows))  # windows in the rows before
-    segment = np.where(is_padding, 0, np.arange(len(windows)) - before[row[windows]] + 1).astype(np.int32)
+    place = np.where(is_padding, 0, np.arange(len(windows)) - before[row[windows]] + 1).astype(np.int32)
 
+    segment = np.repeat(place, sizes)
+    context = fresh - begins
+    is_fresh = np.repeat(np.column_stack([np.zeros_like(is_padding), ~is_padding]).ravel(), np.column_stack([context, sizes - context]).ravel())
     step = np.arange(rows * length) + np.repeat(begins - starts, sizes)
-    is_fresh = step >= np.repeat(fresh, sizes)
-    padded = np.flatnonzero(np.repeat(is_padding, sizes))
-    step[padded], is_fresh[padded] = 0, False
+    padded = np.flatnonzero(segment == 0)
+    step[padded] = 0
 
     def gathered(values: NDArray[np.generic]) -> Tensor:
         found = values[step]
@@ -207,7 +209,7 @@ def pack(steps: Steps, context: int, length: int, rng: np.random.Generator) -> P
         return torch.from_numpy(found.reshape(rows, length))
 
     names = [field.name for field in fields(Packed)][2:]
-    marks = (torch.from_numpy(values.reshape(rows, length)) for values in (np.repeat(segment, sizes), is_fresh))
+    marks = (torch.from_numpy(values.reshape(rows, length)) for values in (segment, is_fresh))
     return Packed(*marks, *(gathered(getattr(steps, name)) for name in names))
 
 
