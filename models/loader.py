@@ -180,26 +180,23 @@ class _Buckets(Dataset[Packed]):
 def pack(steps: Steps, context: int, length: int, rng: np.random.Generator) -> Packed:
     """Every step once as fresh, in windows of at most `context` steps, packed into rows of `length`, rows in random order."""
     begins, ends, fresh = cut(steps.offsets, context, rng)
-    drawn = rng.permutation(len(begins))
-    longest_first = drawn[np.argsort(begins[drawn] - ends[drawn], kind="stable")]
-    sizes = (ends - begins)[longest_first]
+    order = rng.permutation(len(begins))
+    order = order[np.argsort(begins[order] - ends[order], kind="stable")]  # the longest first, those of one length at random
+    sizes = (ends - begins)[order]
     row, rows = _rows_of(sizes, length)
-    # The windows in the order of rows, and of being put into them; behind those of a row its padding, as a window of no user.
     row = rng.permutation(rows)[row]
-    padding = length - np.bincount(row, weights=sizes, minlength=rows).astype(np.int64)
-    row = np.concatenate([row, np.arange(rows)])
-    windows = np.argsort(row, kind="stable")
-    is_padding = windows >= len(sizes)
-    sizes = np.concatenate([sizes, padding])[windows]
-    begins, fresh = (np.concatenate([values[longest_first], np.zeros(rows, dtype=np.int64)])[windows] for values in (begins, fresh))
-    starts = np.cumsum(sizes) - sizes
-    before = np.searchsorted(row[windows], np.arange(rows))  # windows in the rows before
-    place = np.where(is_padding, 0, np.arange(len(windows)) - before[row[windows]] + 1).astype(np.int32)
+    # Behind the windows of a row its padding, as a window of nobody.
+    padding, nothing = length - np.bincount(row, weights=sizes, minlength=rows).astype(np.int64), np.zeros(rows, dtype=np.int64)
+    put = np.argsort(np.concatenate([row, np.arange(rows)]), kind="stable")
+    is_padding = put >= len(sizes)
+    pairs = ((row, np.arange(rows)), (sizes, padding), (begins[order], nothing), ((fresh - begins)[order], nothing))
+    row, size, begin, seen = (np.concatenate(pair)[put] for pair in pairs)
 
-    segment = np.repeat(place, sizes)
-    context = fresh - begins
-    is_fresh = np.repeat(np.column_stack([np.zeros_like(is_padding), ~is_padding]).ravel(), np.column_stack([context, sizes - context]).ravel())
-    step = np.arange(rows * length) + np.repeat(begins - starts, sizes)
+    place = np.arange(len(row)) - np.searchsorted(row, row) + 1
+    segment = np.repeat(np.where(is_padding, 0, place).astype(np.int32), size)
+    flags, lengths = np.column_stack([np.zeros_like(is_padding), ~is_padding]), np.column_stack([seen, size - seen])
+    is_fresh = np.repeat(flags.ravel(), lengths.ravel())
+    step = np.arange(rows * length) + np.repeat(begin - (np.cumsum(size) - size), size)
     padded = np.flatnonzero(segment == 0)
     step[padded] = 0
 
