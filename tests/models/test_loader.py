@@ -143,6 +143,16 @@ def test_a_day_and_bucket_may_have_several_files(lake: Lake) -> None:
     assert_read_as(read_steps(lake, shard.files, PLACES, lake.event_types), rows, lake.event_types)
 
 
+def test_files_as_spark_writes_them(lake: Lake) -> None:
+    """Snappy, a dictionary for every column, times of 96 bits."""
+    rows = log(20, seed=13, buckets=1)
+    land(lake, rows)
+    for file in Path(lake.path(TABLE)).rglob("*.parquet"):
+        pq.write_table(pq.ParquetFile(file).read(), file, compression="snappy", use_deprecated_int96_timestamps=True)
+    (shard,) = manifest_of(lake).shards
+    assert_read_as(read_steps(lake, shard.files, PLACES, lake.event_types), rows, lake.event_types)
+
+
 def test_a_column_that_came_later_is_null_in_older_files(lake: Lake) -> None:
     rows = log(9, seed=3, buckets=1)
     schema = lake.schema(TABLE)
