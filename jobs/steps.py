@@ -43,8 +43,8 @@ STEPS = (
     Step("score", "torch", "models.score",
          ("gold.transitions", "gold.item_index", "gold.policies", "gold.verdicts", "silver.items"), ("gold.recommendations",)),
     Step("audit", "arrow", "jobs.publish.audit",
-         ("bronze.files", "bronze.quarantine", "silver.repeats", "silver.interactions", "silver.items", "gold.item_index", "gold.transitions",
-          "gold.verdicts", "gold.recommendations"), ("gold.audits",)),
+         ("bronze.files", "bronze.quarantine", "silver.repeats", "silver.interactions", "silver.items", "gold.set_aside", "gold.item_index",
+          "gold.transitions", "gold.unattributed", "gold.rewards", "gold.verdicts", "gold.recommendations"), ("gold.audits",)),
     Step("publish", "arrow", "jobs.publish.publish",
          ("gold.recommendations", "gold.audits"), ("serving.recommendations",)),
 )  # fmt: skip

@@ -40,6 +40,7 @@ from jobs.operate.run import run_steps
 from jobs.settings import Settings
 from jobs.steps import FEATURES_DAILY, POLICY_DAILY, STEPS, find_step
 from jobs.transitions.cuts import reach_days
+from jobs.transitions.items import INDEX
 
 INTERACTIONS, TRANSITIONS, ITEMS = "silver.interactions", "gold.transitions", "silver.items"
 # A source of silver, what tells its rows' subjects apart, and the tables that are made from it, subject by subject.
@@ -227,16 +228,23 @@ class _Search:
         if not all(map(self.lake.exists, find_step("transitions").writes)):
             return
         changes, reach, steps = self._changes(TRANSITIONS), reach_days(self.settings), ", ".join(f"'{name}'" for name in self.settings.step_types)
-        for table in find_step("transitions").writes:
-            otherwise = self._tell_other_rules(table, "the settings of rewards or episodes are others")
+        for table in (TRANSITIONS, "gold.candidate_sets", "gold.unattributed", "gold.rewards"):  # a number, once given, stays
+            otherwise = self._tell_other_rules(table, "the settings of rewards, episodes or limits are others")
         self.duck.execute(f"delete from {changes} where {one_of('day', otherwise)}")
-        for table, come in ((TRANSITIONS, f"event_type in ({steps})"), ("gold.unattributed", f"event_type not in ({steps})")):
-            near = f"held.user_id = changed.user_id and abs(date_diff('day', held.day, changed.event_day)) <= {reach}"
-            held = f"select changed.day, changed.reason, held.event_id from {changes} as changed join {self._named(self.lake.dataset(table))} as held on {near}"
-            rows = f"select day, reason, event_id from {changes} where {come} union {held}"
-            self._tell_all(table, f"select day, min(reason), count(distinct event_id) from ({rows}) group by day")
+        near = f"abs(date_diff('day', held.day, changed.event_day)) <= {reach}"
+        for table, come, key, joined in (
+            (TRANSITIONS, f"event_type in ({steps})", "held.user_id, held.day, held.step", "held.user_id = changed.user_id"),
+            ("gold.unattributed", f"event_type not in ({steps})", "held.event_id", "held.user_id = changed.user_id"),
+            ("gold.rewards", "true", "held.day, held.event_day, held.event_type, held.reason", "true"),
+        ):
+            held = f"from {changes} as changed join {self._named(self.lake.dataset(table))} as held on {joined} and {near}"
+            rows = f"select day, reason, {{'event_id': event_id}}::varchar as key from {changes} where {come}"
+            rows += f" union select changed.day, changed.reason, row({key})::varchar {held}"
+            self._tell_all(table, f"select day, min(reason), count(distinct key) from ({rows}) group by day")
         listed = f"select day, min(reason), count(distinct event_id) from {changes} where event_type in ({steps}) and listed group by day"
         self._tell_all("gold.candidate_sets", listed)
+        new = f"item_id not in (select item_id from {self._named(self.lake.dataset(INDEX))})"
+        self._tell_all(INDEX, f"select day, min(reason), count(distinct item_id) from {changes} where {new} group by day")
 
     def _changes(self, target: str) -> str:
         """Make a table of the rows of silver.interactions that differ, or will, from those that the target was made from, by the day of its run."""
