@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from jobs.contracts.errors import BadSettings
-from jobs.contracts.features import ENTITIES, declared_of
+from jobs.contracts.features import ENTITIES, declared_of, met_types
 from jobs.contracts.landing import FEEDS
 from jobs.contracts.rewards import reward_sql
 from jobs.contracts.tables import TABLES
@@ -205,9 +205,9 @@ class Settings(BaseSettings):
             "transitions": [[(name, event_type.model_dump()) for name, event_type in self.event_types.items()], self.episodes.model_dump()],
         }
         for entity in ENTITIES:
-            partials = f"gold.{entity}_partials"
-            deciding[partials] = [(column.name, column.type) for column in TABLES[partials].columns]
-            deciding[f"gold.{entity}_features"] = [deciding[partials], [repr(feature) for feature in declared_of(entity, tuple(self.event_types))]]
+            features, partials = declared_of(entity, tuple(self.event_types)), f"gold.{entity}_partials"
+            deciding[partials] = [met_types(features), [(column.name, column.type) for column in TABLES[partials].columns]]
+            deciding[f"gold.{entity}_features"] = [deciding[partials], [repr(feature) for feature in features]]
         return hashlib.sha256(json.dumps(deciding.get(made), sort_keys=True).encode()).hexdigest()[:16]
 
     @property

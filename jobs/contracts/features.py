@@ -7,7 +7,7 @@ columns of the tables, the Spark code, `nightjar stale` and `nightjar features l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,17 +63,24 @@ class Feature:
 
     def __post_init__(self) -> None:
         if (self.entity, self.input) not in _TAKES[self.operation]:
-            takes = ", ".join(f"{input} of {entity}" for entity, input in _TAKES[self.operation])
+            takes = ", ".join(f"{taken} of {entity}" for entity, taken in _TAKES[self.operation])
             raise ValueError(f"{self.operation} takes {takes}; got {self.input} of {self.entity}")
         if self.of_events and (not self.event_type or self.days not in WINDOWS):
             raise ValueError(f"{self.operation} needs an event type and a window of {WINDOWS} days; got {self.event_type!r}, {self.days}")
         if (self.operation == "rate") != bool(self.whole) or (self.operation == "trend") != (self.longer > self.days) or self.longer not in (0, *WINDOWS):
-            raise ValueError(f"a rate, alone, has a `whole`, and a trend a `longer` window of {WINDOWS} days; {self.operation} got {self.whole!r}, {self.longer}")
+            raise ValueError(
+                f"a rate, alone, has a `whole`, and a trend a `longer` window of {WINDOWS} days; {self.operation} got {self.whole!r}, {self.longer}"
+            )
 
     @property
     def of_events(self) -> bool:
         """Whether it is made from events, or from the item alone."""
         return self.operation not in ("current", "age")
+
+    @property
+    def meets(self) -> bool:
+        """Whether it needs to know which items a user, or which users an item, has met."""
+        return self.operation in ("distinct", "approx_distinct", "top") or self.input == "vectors"
 
     @property
     def name(self) -> str:
@@ -138,7 +145,7 @@ def declared(event_types: Sequence[str]) -> tuple[Feature, ...]:
         features += [Feature("user", "distinct", "item", one, days, default=0) for days in (7, 30)]
         features += [Feature("user", "top", "category", one, 30), Feature("user", "mean", "vectors", one, 30)]
         features += [Feature("item", "share", "category", one, days) for days in (7, 30)]
-    features += [Feature("item", "approx_distinct", "user", one, days, default=0) for one in event_types for days in (7, 30)]
+        features += [Feature("item", "approx_distinct", "user", one, days, default=0) for days in (7, 30)]
     features += [Feature("item", "current", "price"), Feature("item", "age", "first_known")]
     return tuple(features)
 
@@ -146,3 +153,8 @@ def declared(event_types: Sequence[str]) -> tuple[Feature, ...]:
 def declared_of(entity: str, event_types: Sequence[str]) -> tuple[Feature, ...]:
     """The features of one entity, in the order of their columns."""
     return tuple(feature for feature in declared(event_types) if feature.entity == entity)
+
+
+def met_types(features: Iterable[Feature]) -> tuple[str, ...]:
+    """The event types of which the features need to know who has met what."""
+    return tuple(sorted({feature.event_type for feature in features if feature.meets}))

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pyspark.sql import functions as sf
 
 from jobs.contracts.days import DayRange
-from jobs.contracts.features import ENTITIES, declared_of
+from jobs.contracts.features import ENTITIES, declared_of, met_types
 from jobs.features.partials import partials
 from jobs.features.snapshots import REACH, snapshots
 from jobs.features.statistics import statistics
@@ -42,14 +42,14 @@ def run(spark: SparkSession, lake: Lake, settings: Settings, days: DayRange) -> 
     interactions, items = (lake.frame(spark, table, versions[table]) for table in (SILVER, ITEMS))
     earliest = days.first - timedelta(days=REACH - 1)
     for entity in ENTITIES:
-        table, snapshot = f"gold.{entity}_partials", f"gold.{entity}_features"
+        table, snapshot, features = f"gold.{entity}_partials", f"gold.{entity}_features", declared_of(entity, lake.event_types)
         rules = settings.rules(table)
         made = {day for commit in lake.commits(table) if commit.fingerprint == rules for day in commit.days}
         due = sorted({*days} | {day for day in arrived - made if earliest <= day <= days.last})
-        lake.replace_frame(table, partials(interactions, entity, due), step.name, due, {SILVER: versions[SILVER]}, fingerprint=rules)
+        lake.replace_frame(table, partials(interactions, entity, met_types(features), due), step.name, due, {SILVER: versions[SILVER]}, fingerprint=rules)
         inputs = {table: lake.version(table), ITEMS: versions[ITEMS]}
         known = lake.frame(spark, table, inputs[table]).where(sf.col("arrival_day").between(earliest, days.last))
-        made_of = snapshots(known, items, entity, declared_of(entity, lake.event_types), days)
+        made_of = snapshots(known, items, entity, features, days)
         lake.replace_frame(snapshot, made_of, step.name, [*days], inputs, fingerprint=settings.rules(snapshot))
     inputs = lake.versions(f"gold.{entity}_features" for entity in ENTITIES)
     lake.replace(STATISTICS, _statistics(lake, days, inputs), step.name, [*days], inputs)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pyspark.sql import functions as sf
 
 from jobs.contracts.days import DayRange
-from jobs.contracts.features import RATE_PRIOR, SKETCH, TOP, WINDOWS, Entity, Feature
+from jobs.contracts.features import RATE_PRIOR, SKETCH, TOP, WINDOWS, Entity, Feature, met_types
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -39,26 +39,26 @@ def snapshots(partials: DataFrame, items: DataFrame, entity: Entity, features: S
 
     `partials` and `items` are those of the lake; what arrived, or is valid, only after a day does not count for it.
     """
-    key = f"{entity}_id"
-    aged = _aged(partials, key, days)
-    known = _known(items, days)
+    key, known = f"{entity}_id", _known(items, days)
+    meeting = [feature for feature in features if feature.meets]
+    found = _numbers(_aged(partials, days, REACH), key, features)
+    met = _aged(partials.where(sf.col("event_type").isin([*met_types(features)])), days, max((one.days for one in meeting), default=1))
     if entity == "user":
-        met = _met(aged, features)
-        parts = [_distinct(met, features), *_of_items(met, known, features)]
-        found = _numbers(aged, key, features)
+        met = _join_known(_met(met, meeting), known, "left")
+        parts = [_tastes(met, meeting), _vectors(met, meeting)]
     else:
-        parts = [_approximate(aged, features)]
-        found = _with_items(_numbers(aged, key, features), known, features)
+        found = _with_items(found, known, features)
+        parts = [_approximate(met, meeting)]
     for part in parts:
         found = found.join(part, [key, "day"], "left")
     columns = (f"coalesce(`{one.name}`, {one.default}D) as `{one.name}`" if one.default is not None else f"`{one.name}`" for one in features)
     return found.selectExpr(key, "day", *columns).repartition("day").sortWithinPartitions("day", key)
 
 
-def _aged(partials: DataFrame, key: str, days: DayRange) -> DataFrame:
-    """Each partial once for every day of `days` that knows it and whose longest window it is in, with its `age` on it."""
+def _aged(partials: DataFrame, days: DayRange, reach: int) -> DataFrame:
+    """Each partial once for every day of `days` that knows it and on which its `age` is below `reach`."""
     first = sf.greatest("event_day", "arrival_day", sf.lit(days.first))
-    last = sf.least(sf.date_add("event_day", REACH - 1), sf.lit(days.last))
+    last = sf.least(sf.date_add("event_day", reach - 1), sf.lit(days.last))
     return partials.where(first <= last).withColumn("day", sf.explode(sf.sequence(first, last))).selectExpr("*", "date_diff(day, event_day) as age")
 
 
@@ -122,53 +122,47 @@ def _span(feature: Feature) -> str:
 
 
 def _met(aged: DataFrame, features: Iterable[Feature]) -> DataFrame:
-    """How often a user has met an item within each span of an event type and a window that is asked for: user_id, day, span, item_id, times."""
-    asked = {_span(feature): feature for feature in features if feature.input in ("item", "category", "vectors")}
-    within = {span: f"event_type = '{one.event_type}' and age < {one.days}" for span, one in asked.items()}
+    """How often a user has met an item within each span of an event type and a window: user_id, day, span, item_id, times."""
+    within = {_span(one): f"event_type = '{one.event_type}' and age < {one.days}" for one in features}
     spans = ", ".join(f"case when {condition} then '{span}' end" for span, condition in within.items())
     return (
-        aged.selectExpr("user_id", "day", "items", f"array_compact(array({spans})) as spans")
-        .where("size(spans) > 0")
-        .selectExpr("user_id", "day", "spans", "explode(items) as (item_id, times)")
-        .selectExpr("user_id", "day", "item_id", "times", "explode(spans) as span")
+        aged.selectExpr("user_id", "day", "items", f"explode(array_compact(array({spans}))) as span")
+        .selectExpr("user_id", "day", "span", "explode(items) as (item_id, times)")
         .groupBy("user_id", "day", "span", "item_id")
         .agg(sf.sum("times").alias("times"))
     )
 
 
-def _distinct(met: DataFrame, features: Iterable[Feature]) -> DataFrame:
-    counts = (f"count_if(span = '{_span(one)}') as `{one.name}`" for one in features if one.operation == "distinct")
-    return met.groupBy("user_id", "day").agg(*map(sf.expr, counts))
+def _tastes(met: DataFrame, features: Sequence[Feature]) -> DataFrame:
+    """How many items a user has met, and the categories of most of these meetings: null where none is known."""
+    most = "collect_list(struct(-times as fewer, root)) filter (where span = '{}' and root is not null)"
+    top = f"nullif(transform(slice(array_sort({most}), 1, {TOP}), one -> one.root), cast(array() as array<string>)) as `{{}}`"
+    tops = (top.format(_span(one), one.name) for one in features if one.operation == "top")
+    distinct = (f"sum(items) filter (where span = '{_span(one)}') as `{one.name}`" for one in features if one.operation == "distinct")
+    by_category = met.groupBy("user_id", "day", "span", "root").agg(sf.sum("times").alias("times"), sf.count("*").alias("items"))
+    return by_category.groupBy("user_id", "day").agg(*map(sf.expr, (*distinct, *tops)))
 
 
-def _of_items(met: DataFrame, known: DataFrame, features: Iterable[Feature]) -> Iterable[DataFrame]:
-    """The categories met most, and the mean vectors of what was met: null where nothing is known."""
-    met = _join_known(met, known, "inner")
-    most = "collect_list(struct(-times as fewer, root)) filter (where span = '{}')"
-    top = f"transform(slice(array_sort({most}), 1, {TOP}), one -> one.root)"
-    tops = [f"nullif({top.format(_span(one))}, cast(array() as array<string>)) as `{one.name}`" for one in features if one.operation == "top"]
-    yield (
-        met.where("root is not null")
-        .groupBy("user_id", "day", "span", "root")
-        .agg(sf.sum("times").alias("times"))
-        .groupBy("user_id", "day")
-        .agg(*map(sf.expr, tops))
-    )
-    # Summed in the order of the items: a sum of floats in any other has other bits. A vector of another length than the first is left out.
+def _vectors(met: DataFrame, features: Sequence[Feature]) -> DataFrame:
+    """The mean vectors, by name, of the items that a user has met: null where none is known.
+
+    Summed in the order of the items, as in any other the bits would be others. A vector of another length than the first is left out.
+    """
+    asked = {feature.name: _span(feature) for feature in features if feature.input == "vectors"}
     alike = "filter(met, one -> size(one.vector) = size(met[0].vector)) as met"
     summed = "aggregate(met, transform(met[0].vector, x -> 0D), (so_far, one) -> zip_with(so_far, one.vector, (s, x) -> s + one.times * x))"
     mean = f"transform({summed}, x -> cast(x / aggregate(met, 0L, (so_far, one) -> so_far + one.times) as float)) as mean"
-    entries = "collect_list(struct(name, mean)) filter (where span = '{}')"
-    means = [f"nullif(array_sort({entries.format(_span(one))}), array()) as `{one.name}`" for one in features if one.input == "vectors"]
-    yield (
-        met.selectExpr("user_id", "day", "span", "item_id", "times", "explode(embeddings) as (name, vector)")
+    entries = (f"nullif(array_sort(collect_list(struct(name, mean)) filter (where span = '{span}')), array()) as `{name}`" for name, span in asked.items())
+    return (
+        met.where(f"span in ({', '.join(repr(span) for span in sorted({*asked.values()}))})")
+        .selectExpr("user_id", "day", "span", "item_id", "times", "explode(embeddings) as (name, vector)")
         .groupBy("user_id", "day", "span", "name")
         .agg(sf.expr("array_sort(collect_list(struct(item_id, times, vector))) as met"))
         .selectExpr("user_id", "day", "span", "name", alike)
         .selectExpr("user_id", "day", "span", "name", mean)
         .groupBy("user_id", "day")
-        .agg(*map(sf.expr, means))
-        .selectExpr("user_id", "day", *(f"map_from_entries(`{one.name}`) as `{one.name}`" for one in features if one.input == "vectors"))
+        .agg(*map(sf.expr, entries))
+        .selectExpr("user_id", "day", *(f"map_from_entries(`{name}`) as `{name}`" for name in asked))
     )
 
 
@@ -183,14 +177,12 @@ def _with_items(numbers: DataFrame, known: DataFrame, features: Iterable[Feature
 
 def _approximate(aged: DataFrame, features: Iterable[Feature]) -> DataFrame:
     """Numbers of different users, from the smallest hashes: the k-th smallest of n even ones lies at about k / n of their range."""
-    asked = [feature for feature in features if feature.operation == "approx_distinct"]
-    users = "collect_list(users) filter (where event_type = '{}' and age < {})"
-    sketches = (f"slice(sort_array(array_distinct(flatten({users.format(one.event_type, one.days)}))), 1, {SKETCH}) as `{one.name}`" for one in asked)
+    asked = {feature.name: f"event_type = '{feature.event_type}' and age < {feature.days}" for feature in features}
+    sketch = "slice(sort_array(array_distinct(flatten(collect_list(users) filter (where {})))), 1, {}) as `{}`"
     beyond = f"{SKETCH - 1} * {2.0**64!r}D / (element_at(`{{0}}`, {SKETCH}) + {2.0**63!r}D)"
     estimate = f"case when size(`{{0}}`) < {SKETCH} then cast(size(`{{0}}`) as double) else {beyond} end as `{{0}}`"
     return (
-        aged.where(f"age < {max((one.days for one in asked), default=0)}")
-        .groupBy("item_id", "day")
-        .agg(*map(sf.expr, sketches))
-        .selectExpr("item_id", "day", *(estimate.format(one.name) for one in asked))
+        aged.groupBy("item_id", "day")
+        .agg(*(sf.expr(sketch.format(condition, SKETCH, name)) for name, condition in asked.items()))
+        .selectExpr("item_id", "day", *(estimate.format(name) for name in asked))
     )
