@@ -193,6 +193,18 @@ def quarantine_requeue(
     print_requeued(_lake(settings), settings, DayRange.parse(first, last), reason or [])
 
 
+features = typer.Typer(no_args_is_help=True, help="What is known of users and items.")
+app.add_typer(features, name="features")
+
+
+@features.command("list")
+def features_list() -> None:
+    """Show each feature with its definition."""
+    from jobs.operate.features import print_features
+
+    print_features(tuple(load_settings().event_types))
+
+
 @app.command()
 def show(user: Annotated[str, typer.Argument(help="user id, or * for somebody with no history")]) -> None:
     """Show the list that a user is served, with reasons."""

@@ -17,9 +17,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from jobs.contracts.errors import BadSettings
-from jobs.contracts.features import declared
+from jobs.contracts.features import ENTITIES, declared_of, met_types
 from jobs.contracts.landing import FEEDS
 from jobs.contracts.rewards import reward_sql
+from jobs.contracts.tables import TABLES
 from jobs.storage import SCHEME, Location, location
 
 CONFIG_VARIABLE = "NIGHTJAR_CONFIG"
@@ -207,18 +208,22 @@ class Settings(BaseSettings):
         """Event types that are steps."""
         return tuple(name for name, event_type in self.event_types.items() if event_type.step)
 
-    def rules(self, step: str) -> str:
-        """Hash of the settings that decide what a step of `features_daily` makes of its inputs; what it made by others is stale."""
+    def rules(self, made: str) -> str:
+        """Hash of what decides, beside its inputs, how a step of `features_daily`, or a table of features, is made; what was made by other rules is stale."""
         deciding: dict[str, Any] = {
             "bronze": [sorted(self.event_types), self.landing.fields, self.landing.event_types],
-            "features": [repr(feature) for feature in declared(tuple(self.event_types))],
             "transitions": [
                 [(name, event_type.model_dump()) for name, event_type in self.event_types.items()],
                 self.episodes.model_dump(),
                 self.limits.model_dump(),
             ],
+            "gold.set_aside": self.limits.model_dump(),
         }
-        return hashlib.sha256(json.dumps(deciding.get(step), sort_keys=True).encode()).hexdigest()[:16]
+        for entity in ENTITIES:
+            features, partials = declared_of(entity, tuple(self.event_types)), f"gold.{entity}_partials"
+            deciding[partials] = [self.limits.model_dump(), met_types(features), [(column.name, column.type) for column in TABLES[partials].columns]]
+            deciding[f"gold.{entity}_features"] = [deciding[partials], [repr(feature) for feature in features]]
+        return hashlib.sha256(json.dumps(deciding.get(made), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def landing_path(self) -> Location:

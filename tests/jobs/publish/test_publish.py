@@ -91,7 +91,8 @@ def write(lake: Lake, **tables: list[Row]) -> None:
     }
     for table, rows in content.items():
         schema = lake.schema(table)
-        lake.replace(table, pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema), "test", [DAY - timedelta(days=1), DAY], {})
+        filled = [{name: row.get(name) for name in schema.names} for row in rows]
+        lake.replace(table, pa.Table.from_pylist(filled, schema), "test", [DAY - timedelta(days=1), DAY], {})
 
 
 BROKEN: dict[str, dict[str, list[Row]]] = {
