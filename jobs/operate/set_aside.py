@@ -39,6 +39,6 @@ def print_set_aside(lake: Lake, day: date | None, top: int) -> None:
     console = Console(width=110, highlight=False)
     console.print(page)
     for reason in sorted({row["reason"] for row in rows}):
-        console.print(f"{reason}: {REASONS[reason]}")
+        console.print(f"{reason}: {REASONS[reason]}", markup=False)
     if rows:
-        console.print("To count them after all: raise the limit, or name the users in `exempt` of [limits]; then `nightjar stale --recompute`.")
+        console.print("To count them after all: raise the limit, or name the users in `exempt` of [limits]; then `nightjar stale --recompute`.", markup=False)

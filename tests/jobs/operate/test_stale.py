@@ -220,7 +220,7 @@ def test_what_a_table_was_made_from_is_gone(taken_in: Lake, settings: Settings) 
 
 
 FEATURES = ("gold.user_partials", "gold.item_partials", "gold.user_features", "gold.item_features", "gold.feature_statistics")
-TRANSITIONS = ("gold.candidate_sets", "gold.unattributed", "gold.transitions")
+TRANSITIONS = ("gold.candidate_sets", "gold.unattributed", "gold.transitions", "gold.rewards", "gold.item_index")
 
 
 def test_all_that_follows_from_a_day_delivered_again(
@@ -263,8 +263,9 @@ def test_all_that_follows_from_a_day_delivered_again(
 
     richer = settings.model_copy(update={"event_types": settings.event_types | {"click": EventType(reward="2", maturity_days=1)}})
     found = find_stale(lake, richer)
-    assert {one.reason for one in found} == {"the settings of rewards or episodes are others"}
-    assert {(one.table, one.day) for one in found} == {*((TRANSITIONS[2], day) for day in DAYS[:4]), ("gold.unattributed", DAYS[0])}
+    assert {one.reason for one in found} == {"the settings of rewards, episodes or limits are others"}
+    of_every_day = {(table, day) for table in ("gold.transitions", "gold.rewards") for day in DAYS[:4]}
+    assert {(one.table, one.day) for one in found} == {*of_every_day, ("gold.unattributed", DAYS[0])}
 
 
 def run_all(spark: SparkSession, lake: Lake, settings: Settings, first: date, last: date) -> None:

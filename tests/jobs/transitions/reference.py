@@ -131,7 +131,7 @@ def expected(log: list[Row], as_of_days: dict[date, date]) -> Expected:
 
 
 def heaviest(answers: Iterable[Row]) -> str | None:
-    ranked = sorted(answers, key=lambda row: (worth(row), row["event_time"], row["event_id"]))
+    ranked = sorted(in_order(answers), key=worth)  # of those that weigh the same the last
     return ranked[-1]["event_type"] if ranked else None
 
 
