@@ -241,7 +241,7 @@ def _closed(events: Events, steps: Ints, rules: Rules) -> Bools:
     following = np.minimum.accumulate(np.where(says, place, len(says))[::-1])[::-1][steps]  # the first such event from the step itself on
     next_step = np.append(steps[1:], len(says))[: len(steps)]
     inside = np.minimum(following, len(says) - 1)
-    return (following < next_step) & (events.user[inside] == events.user[steps]) & (events.time[inside] - events.time[steps] <= rules.gap)
+    return np.asarray((following < next_step) & (events.user[inside] == events.user[steps]) & (events.time[inside] - events.time[steps] <= rules.gap))
 
 
 def _strays(events: Events, step: Ints) -> Ints:
