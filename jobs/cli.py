@@ -218,6 +218,29 @@ def quarantine_requeue(
     print_requeued(_lake(settings), settings, DayRange.parse(first, last), reason or [])
 
 
+features = typer.Typer(no_args_is_help=True, help="What is known of users and items.")
+app.add_typer(features, name="features")
+
+
+@features.command("list")
+def features_list() -> None:
+    """Show each feature with its definition."""
+    from jobs.operate.features import print_features
+
+    print_features(tuple(load_settings().event_types))
+
+
+@app.command("set-aside")
+def set_aside(
+    day: Annotated[str | None, typer.Option(help="arrival day: who they are", metavar="DAY")] = None,
+    top: Annotated[int, typer.Option(min=1, help="users shown")] = 20,
+) -> None:
+    """Count the events of users that are beyond the limits: bots, most likely."""
+    from jobs.operate.set_aside import print_set_aside
+
+    print_set_aside(_lake(load_settings()), parse_day(day) if day else None, top)
+
+
 @app.command()
 def show(user: Annotated[str, typer.Argument(help="user id, or * for somebody with no history")]) -> None:
     """Show the list that a user is served, with reasons."""

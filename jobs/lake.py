@@ -30,7 +30,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from jobs.commits import Commit, commit_of, record, texts
 from jobs.contracts.days import ranges
 from jobs.contracts.errors import ConcurrentWrite, ContractBroken, LakeUnwritable, NotReady
-from jobs.contracts.features import declared
+from jobs.contracts.features import declared_of
 from jobs.contracts.tables import TABLES, Column, Table
 from jobs.schemas import Difference, arrow_schema, differences_of, skipped_by, writer_properties
 from jobs.storage import S3A_SCHEME, SCHEME, Location, S3Path, delta_options, filesystem, prove_reachable, prove_writable, unreachable
@@ -74,7 +74,8 @@ class Lake:
         contract = _contract(table)
         if not contract.has_features:
             return contract.columns
-        return contract.columns + tuple(Column(feature.name, "double", feature.__doc__ or "") for feature in declared(self.event_types))
+        features = declared_of(contract.grain[0].removesuffix("_id"), self.event_types)
+        return contract.columns + tuple(Column(feature.name, feature.type, feature.definition) for feature in features)
 
     def schema(self, table: str) -> pa.Schema:
         """Arrow schema of a table."""

@@ -17,9 +17,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from jobs.contracts.errors import BadSettings
-from jobs.contracts.features import declared
+from jobs.contracts.features import ENTITIES, declared_of, met_types
 from jobs.contracts.landing import FEEDS
 from jobs.contracts.rewards import reward_sql
+from jobs.contracts.tables import TABLES
 from jobs.storage import SCHEME, Location, location
 
 CONFIG_VARIABLE = "NIGHTJAR_CONFIG"
@@ -75,6 +76,14 @@ class Episodes(_Section):
 
     gap_hours: float = Field(6.0, gt=0, le=24 * 90, description="a longer pause between two steps ends an episode")
     buckets: int = Field(16, ge=1, le=4096, description="hash buckets of users; a training worker reads its own alone")
+
+
+class Limits(_Section):
+    """What no person does. What one arrival day brings of a user's day is set aside whole where it is beyond: it counts nowhere, and is listed."""
+
+    events_per_day: int = Field(20_000, ge=1, description="events of one user on one day")
+    events_per_minute: int = Field(1_000, ge=1, description="events of one user within one minute of the clock")
+    exempt: list[str] = Field(default_factory=list, description="ids of users that are never set aside")
 
 
 class Train(_Section):
@@ -165,6 +174,7 @@ class Settings(BaseSettings):
     lake: Annotated[str, AfterValidator(_is_place)] = Field("lake", description="folder of the Delta tables: a path, or s3://bucket/folder")
     event_types: dict[str, EventType] = Field(default_factory=_default_event_types, description="types of the log; steps first")
     episodes: Episodes = Episodes()
+    limits: Limits = Limits()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
@@ -198,14 +208,22 @@ class Settings(BaseSettings):
         """Event types that are steps."""
         return tuple(name for name, event_type in self.event_types.items() if event_type.step)
 
-    def rules(self, step: str) -> str:
-        """Hash of the settings that decide what a step of `features_daily` makes of its inputs; what it made by others is stale."""
+    def rules(self, made: str) -> str:
+        """Hash of what decides, beside its inputs, how a step of `features_daily`, or a table of features, is made; what was made by other rules is stale."""
         deciding: dict[str, Any] = {
             "bronze": [sorted(self.event_types), self.landing.fields, self.landing.event_types],
-            "features": [repr(feature) for feature in declared(tuple(self.event_types))],
-            "transitions": [[(name, event_type.model_dump()) for name, event_type in self.event_types.items()], self.episodes.model_dump()],
+            "transitions": [
+                [(name, event_type.model_dump()) for name, event_type in self.event_types.items()],
+                self.episodes.model_dump(),
+                self.limits.model_dump(),
+            ],
+            "gold.set_aside": self.limits.model_dump(),
         }
-        return hashlib.sha256(json.dumps(deciding.get(step), sort_keys=True).encode()).hexdigest()[:16]
+        for entity in ENTITIES:
+            features, partials = declared_of(entity, tuple(self.event_types)), f"gold.{entity}_partials"
+            deciding[partials] = [self.limits.model_dump(), met_types(features), [(column.name, column.type) for column in TABLES[partials].columns]]
+            deciding[f"gold.{entity}_features"] = [deciding[partials], [repr(feature) for feature in features]]
+        return hashlib.sha256(json.dumps(deciding.get(made), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def landing_path(self) -> Location:

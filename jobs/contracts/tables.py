@@ -1,7 +1,7 @@
 """The tables of the lake: what a row stands for, its columns, and how it is partitioned.
 
-Types are spelled as in Spark SQL. A table that `has_features` carries, after its own columns, one double per feature that
-`jobs.contracts.features` declares.
+Types are spelled as in Spark SQL. A table that `has_features` carries, after its own columns, one column per feature that
+`jobs.contracts.features` declares for its entity: the first column of its grain, less `_id`.
 """
 
 from __future__ import annotations
@@ -83,6 +83,11 @@ _PARTIAL = (
     _required("event_type", "string", "type of the events"),
     _required("event_count", "bigint", "number of events"),
     _required("value_sum", "decimal(38,6)", "sum of their values; a decimal, so that order changes no bit"),
+    Column("value_count", "bigint", "events with a value: a finite number below 1e22"),
+    Column("value_min", "decimal(38,6)", "smallest value"),
+    Column("value_max", "decimal(38,6)", "largest value"),
+    Column("value_last", "decimal(38,6)", "value of the latest event that has one"),
+    Column("value_last_order", "decimal(38,0)", "when that was: microseconds since 1970 * 1e20 + a hash of the event id, which decides between equal instants"),
 )
 _RECOMMENDATION = (
     _required("user_id", "string", "whom to show it; `*` = somebody with no history"),
@@ -131,14 +136,34 @@ _ALL = (
            _ARRIVAL_DAY), ("arrival_day",)),
     Table("silver.items", "items over time", ("item_id", "valid_from"), (*_ITEM, *_VALIDITY)),
     Table("silver.users", "users over time", ("user_id", "valid_from"), (*_USER, *_VALIDITY)),
+    Table("gold.set_aside", "what one arrival day brought of a user's day beyond the limits: it counts nowhere", ("user_id", "event_day", "arrival_day"),
+          (_required("user_id", "string", "who"),
+           _required("event_day", "date", "UTC day of the events"),
+           _required("reason", "string", "the limit, a name in [limits]"),
+           _required("events", "bigint", "how many there are"),
+           _required("busiest_minute", "bigint", "most of them within one minute of the clock"),
+           _ARRIVAL_DAY), ("arrival_day",)),
     Table("gold.user_partials", "what a user did on one event day, as far as it arrived on one arrival day",
-          ("user_id", "event_day", "event_type", "arrival_day"), (_required("user_id", "string", "who"), *_PARTIAL, _ARRIVAL_DAY), ("arrival_day",)),
+          ("user_id", "event_day", "event_type", "arrival_day"), (_required("user_id", "string", "who"), *_PARTIAL,
+           Column("items", "map<string,bigint>", "items of these events, sorted, and number of events of each; null = no feature asks"),
+           _ARRIVAL_DAY), ("arrival_day",)),
     Table("gold.item_partials", "what was done with an item on one event day, as far as it arrived on one arrival day",
-          ("item_id", "event_day", "event_type", "arrival_day"), (_required("item_id", "string", "what"), *_PARTIAL, _ARRIVAL_DAY), ("arrival_day",)),
+          ("item_id", "event_day", "event_type", "arrival_day"), (_required("item_id", "string", "what"), *_PARTIAL,
+           Column("users", "array<bigint>", "the smallest hashes of the users of these events, sorted; null = no feature asks"),
+           _ARRIVAL_DAY), ("arrival_day",)),
     Table("gold.user_features", "users active in the longest window, at the end of the day", ("user_id", "day"),
           (_required("user_id", "string", "who"), _DAY), ("day",), has_features=True),
     Table("gold.item_features", "items met in the longest window, at the end of the day", ("item_id", "day"),
           (_required("item_id", "string", "what"), _DAY), ("day",), has_features=True),
+    Table("gold.feature_statistics", "each numeric feature over the snapshot of the day, to normalise by", ("entity", "feature", "day"),
+          (_required("entity", "string", "user or item"),
+           _required("feature", "string", "column of its features"),
+           _required("rows", "bigint", "rows of the snapshot that have a finite value"),
+           Column("mean", "double", "mean of these values; null = there is none"),
+           Column("deviation", "double", "standard deviation, of the values as the whole population"),
+           Column("minimum", "double", "smallest value"),
+           Column("maximum", "double", "largest value"),
+           _DAY), ("day",)),
     Table("gold.item_index", "items by number: given at first sight, never to another item", ("item",),
           (_required("item", "int", "number of the item, from 1, in the order of the day of first sight and the id"),
            _required("item_id", "string", "id"),

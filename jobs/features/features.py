@@ -10,87 +10,74 @@ from __future__ import annotations
 from datetime import date, timedelta
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 from pyspark.sql import functions as sf
 
 from jobs.contracts.days import DayRange
-from jobs.contracts.features import WINDOWS, Count, Feature, Rate, Sum, declared
-from jobs.contracts.rewards import AMOUNT
+from jobs.contracts.features import ENTITIES, declared_of, met_types
+from jobs.database import database, one_of
+from jobs.features.partials import partials
+from jobs.features.snapshots import REACH, snapshots
+from jobs.features.statistics import statistics
 from jobs.lake import Lake
+from jobs.noise import set_aside
 from jobs.settings import Settings
 from jobs.steps import find_step
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import SparkSession
 
-SILVER = "silver.interactions"
-REACH = max(WINDOWS)
+SILVER, ITEMS, SET_ASIDE, STATISTICS = "silver.interactions", "silver.items", "gold.set_aside", "gold.feature_statistics"
 
 
 def run(spark: SparkSession, lake: Lake, settings: Settings, days: DayRange) -> None:
-    """Write the partials of the arrival days `days`, then the snapshots at the end of each of them.
+    """Write the partials of the arrival days `days`, then the snapshots at the end of each of them, and their statistics.
 
-    Partials that an earlier night left out are made as well: without them a snapshot would count too little.
-    Raises NotReady when silver does not hold the days yet.
+    Partials that an earlier night left out, or made by another contract, are made as well: without them a snapshot would count
+    too little. Raises NotReady when silver does not hold the days yet.
     """
     step = find_step("features")
-    lake.require(SILVER, days)
+    for table in step.reads:
+        lake.require(table, days)
     arrived = lake.done(SILVER)
-    version = lake.version(SILVER)  # after what has arrived, so that it holds all of that
-    silver = lake.frame(spark, SILVER, version)
-    features = declared(tuple(settings.event_types))
+    versions = lake.versions(step.reads)  # after what has arrived, so that they hold all of that
+    interactions, items = (lake.frame(spark, table, versions[table]) for table in (SILVER, ITEMS))
     earliest = days.first - timedelta(days=REACH - 1)
-    for entity in ("user", "item"):
-        table = f"gold.{entity}_partials"
-        due = sorted({*days} | {day for day in arrived - lake.done(table) if earliest <= day <= days.last})
-        lake.replace_frame(table, partials(silver, f"{entity}_id", due), step.name, due, {SILVER: version})
-        made = lake.version(table)
-        known = lake.frame(spark, table, made).where(sf.col("arrival_day").between(earliest, days.last))
-        made_of = snapshots(known, f"{entity}_id", features, days)
-        lake.replace_frame(f"gold.{entity}_features", made_of, step.name, [*days], {table: made}, fingerprint=settings.rules(step.name))
+
+    def due_of(table: str) -> list[date]:
+        made = {day for commit in lake.commits(table) if commit.fingerprint == settings.rules(table) for day in commit.days}
+        return sorted({*days} | {day for day in arrived - made if earliest <= day <= days.last})
+
+    _set_aside(lake, settings, due_of(SET_ASIDE), versions[SILVER])
+    beyond = lake.frame(spark, SET_ASIDE).selectExpr("user_id", "event_day as day", "arrival_day")
+    interactions = interactions.join(sf.broadcast(beyond), on=["user_id", "day", "arrival_day"], how="left_anti")
+    for entity in ENTITIES:
+        table, snapshot, features = f"gold.{entity}_partials", f"gold.{entity}_features", declared_of(entity, lake.event_types)
+        due, read = due_of(table), {SILVER: versions[SILVER]}
+        lake.replace_frame(table, partials(interactions, entity, met_types(features), due), step.name, due, read, fingerprint=settings.rules(table))
+        inputs = {table: lake.version(table), ITEMS: versions[ITEMS]}
+        known = lake.frame(spark, table, inputs[table]).where(sf.col("arrival_day").between(earliest, days.last))
+        made_of = snapshots(known, items, entity, features, days)
+        lake.replace_frame(snapshot, made_of, step.name, [*days], inputs, fingerprint=settings.rules(snapshot))
+    inputs = lake.versions(f"gold.{entity}_features" for entity in ENTITIES)
+    lake.replace(STATISTICS, _statistics(lake, days, inputs), step.name, [*days], inputs)
 
 
-def partials(interactions: DataFrame, key: str, arrival_days: list[date]) -> DataFrame:
-    """Count events and sum their values by (`key`, event_day, event_type, arrival_day) for rows that arrived on the given days.
-
-    An event with no value, or with one that is no finite number below 1e22, adds 0 to the sum.
-    """
-    return (
-        interactions.where(sf.col("arrival_day").isin(arrival_days))
-        .groupBy(key, sf.col("day").alias("event_day"), "event_type", "arrival_day")
-        .agg(sf.count("*").alias("event_count"), sf.sum(sf.expr(AMOUNT.format("value"))).alias("value_sum"))
-        .repartition("arrival_day")
-        .sortWithinPartitions("arrival_day", key, "event_day", "event_type")
-        .select(key, "event_day", "event_type", "event_count", "value_sum", "arrival_day")
-    )
+def _set_aside(lake: Lake, settings: Settings, arrival_days: list[date], version: int) -> None:
+    """Write what is beyond the limits among the rows that arrived on the days."""
+    with database(settings.duckdb) as duck:
+        duck.register("interactions", lake.dataset(SILVER, version))
+        arrived = f"(from interactions where {one_of('arrival_day', arrival_days)})"
+        rows = duck.sql(f"from ({set_aside(arrived, settings.limits)}) order by arrival_day, user_id, event_day").to_arrow_table()
+    lake.replace(SET_ASIDE, rows, find_step("features").name, arrival_days, {SILVER: version}, fingerprint=settings.rules(SET_ASIDE))
 
 
-def snapshots(partials: DataFrame, key: str, features: tuple[Feature, ...], days: DayRange) -> DataFrame:
-    """Features of every `key` met within the longest window, at the end of each day of `days`: `key`, `day`, one double a feature."""
-    first_day = sf.greatest("event_day", "arrival_day", sf.lit(days.first))
-    last_day = sf.least(sf.date_add("event_day", REACH - 1), sf.lit(days.last))
-    sums = {feature for feature in features if not isinstance(feature, Rate)}
-    return (
-        partials.where(first_day <= last_day)
-        .withColumn("day", sf.explode(sf.sequence(first_day, last_day, sf.expr("interval 1 day"))))
-        .groupBy(key, "day")
-        .agg(*(sf.expr(_sum(feature)) for feature in sorted(sums, key=lambda feature: feature.name)))
-        .selectExpr(key, "day", *(f"{_value(feature)} as {feature.name}" for feature in features))
-        .repartition("day")
-        .sortWithinPartitions("day", key)
-    )
-
-
-# As text: put together column by column, the expressions of a night cost a third of its time in calls to the JVM.
-
-
-def _sum(feature: Count | Sum) -> str:
-    summed = "event_count" if isinstance(feature, Count) else "value_sum"
-    counts = f"event_type = '{feature.event_type}' and date_diff(day, event_day) < {feature.days}"
-    return f"sum(case when {counts} then {summed} end) as {feature.name}"
-
-
-def _value(feature: Feature) -> str:
-    if isinstance(feature, Rate):
-        part, whole = (_value(Count(event_type, feature.days)) for event_type in (feature.part, feature.whole))
-        return f"({part} + 1) / ({whole} + 20)"
-    return f"coalesce(cast({feature.name} as double), 0D)"
+def _statistics(lake: Lake, days: DayRange, versions: dict[str, int]) -> pa.Table:
+    rows = []
+    for day in days:
+        for entity in ENTITIES:
+            table = f"gold.{entity}_features"
+            features = declared_of(entity, lake.event_types)
+            snapshot = lake.dataset(table, versions[table], [day]).to_table([feature.name for feature in features if feature.is_number])
+            rows += statistics(snapshot, features, day)
+    return pa.Table.from_pylist(rows, lake.schema(STATISTICS))

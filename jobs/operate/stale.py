@@ -28,7 +28,7 @@ from rich.table import Table
 from jobs.commits import Commit
 from jobs.contracts.days import DayRange, ranges
 from jobs.contracts.errors import EmptyLanding, NotReady
-from jobs.contracts.features import WINDOWS
+from jobs.contracts.features import ENTITIES, WINDOWS
 from jobs.contracts.tables import TABLES
 from jobs.database import database, one_of, tables_of
 from jobs.ingest import bronze, silver
@@ -40,8 +40,12 @@ from jobs.operate.run import run_steps
 from jobs.settings import Settings
 from jobs.steps import FEATURES_DAILY, POLICY_DAILY, STEPS, find_step
 from jobs.transitions.cuts import reach_days
+from jobs.transitions.items import INDEX
 
-INTERACTIONS, TRANSITIONS, ITEMS = "silver.interactions", "gold.transitions", "silver.items"
+INTERACTIONS, TRANSITIONS, ITEMS, STATISTICS = "silver.interactions", "gold.transitions", "silver.items", "gold.feature_statistics"
+SET_ASIDE = "gold.set_aside"
+# What the features of an entity read of the items that hold on a day.
+_READ_OF_ITEMS = {"user": "item_id, category[1], embeddings", "item": "item_id, category[1], price, first_known"}
 # A source of silver, what tells its rows' subjects apart, and the tables that are made from it, subject by subject.
 SILVER = (
     ("bronze.events", "event_id", ("silver.interactions", "silver.repeats")),
@@ -68,7 +72,7 @@ def find_stale(lake: Lake, settings: Settings) -> list[Stale]:
     """Everything stale, in the order of the plan; what is made from something stale is stale too."""
     with database(settings.duckdb) as duck, tempfile.TemporaryDirectory(prefix="nightjar-") as folder:
         search = _Search(lake, settings, duck, Path(folder))
-        for look in (search.bronze, search.silver, search.features, search.transitions, search.tonight):
+        for look in (search.bronze, search.silver, search.features, search.statistics, search.transitions, search.tonight):
             look()
         return search.found
 
@@ -197,12 +201,13 @@ class _Search:
         return again
 
     def features(self) -> None:
-        """A partial counts what arrived on its day; a snapshot sums the partials of a window."""
-        for entity in ("user", "item"):
+        """A partial counts what arrived on its day; a snapshot sums the partials of a window, and knows the items that hold on its day."""
+        self._users_near_the_limits()
+        for entity in ENTITIES:
             key, partials, features = f"{entity}_id", f"gold.{entity}_partials", f"gold.{entity}_features"
             changes = self._changes(partials)
             self._tell_all(partials, f"select day, min(reason), count(distinct ({key}, event_day, event_type)) from {changes} group by day")
-            otherwise = self._tell_other_rules(features, "the features are declared otherwise")
+            otherwise = self._tell_other_rules(features, features, "the features are declared otherwise, or the limits are others")
             self.duck.execute("create or replace temp table met (day date, reason varchar, id varchar)")
             made = self._made(features).keys() - otherwise
             self._meet(f"select {key} as id, event_day, arrival_day, '{partials} is stale' as reason from {changes}", made)
@@ -210,7 +215,53 @@ class _Search:
                 window = {day - timedelta(days=back) for day in days for back in range(REACH)}
                 differing = _differing(self._rows(self.lake, partials, window, since), self._rows(self.lake, partials, window))
                 self._meet(f"select {key} as id, event_day, arrival_day, '{partials} has changed' as reason from ({differing})", days - otherwise)
+            for day, reason in self._other_items(features, _READ_OF_ITEMS[entity], made):
+                self.duck.execute(f"insert into met select day, '{reason}', {key} from ({self._rows(self.lake, features, [day])})")
             self._tell_all(features, "select day, min(reason), count(distinct id) from met group by day")
+
+    def _users_near_the_limits(self) -> None:
+        """Only who has as many events as a limit can come to be set aside, or not to be."""
+        changes = self._changes(SET_ASIDE)
+        arrived = self._rows(self.lake, INTERACTIONS, [day for (day,) in self.duck.sql(f"select distinct day from {changes}").fetchall()])
+        fewest = min(self.settings.limits.events_per_day, self.settings.limits.events_per_minute)
+        many = f"""
+            select user_id, event_day, day from (
+                select user_id, day as event_day, arrival_day as day from ({arrived}) union all select user_id, event_day, day from {changes}
+            ) group by all having count(*) > {fewest}
+        """
+        near = f"{changes} semi join ({many}) using (user_id, event_day, day)"
+        self._tell_all(SET_ASIDE, f"select day, min(reason), count(distinct (user_id, event_day)) from {near} group by day")
+        self._tell_other_rules(SET_ASIDE, SET_ASIDE, "the limits are others")
+
+    def _other_items(self, features: str, read: str, days: Collection[date]) -> Iterator[tuple[date, str]]:
+        """Days on which something else is known of some item than their snapshots were made from, and why. A category is shared: any row may change."""
+        coming = min((one.day for one in self.found if one.table == ITEMS), default=date.max)
+        for day in sorted(days):
+            since = self._made(features)[day].inputs.get(ITEMS)
+            if day >= coming:
+                yield day, f"{ITEMS} is stale"
+            elif since is not None and any(min(commit.days) <= day for commit in self._commits(ITEMS) if commit.version > since):
+                known = "select *, min(valid_from) over (partition by item_id) as first_known from ({})"
+                before, after = (
+                    f"select {read} from ({known.format(self._rows(self.lake, ITEMS, [day], version))}) where valid_to is null" for version in (since, None)
+                )
+                if self._count(_differing(before, after)):
+                    yield day, f"{ITEMS} has changed"
+
+    def statistics(self) -> None:
+        """Those of a day are of its snapshots."""
+        self.duck.execute("create or replace temp table others (day date, reason varchar, entity varchar)")
+        for entity in ENTITIES:
+            features = f"gold.{entity}_features"
+            stale = {one.day for one in self.found if one.table == features} & self._made(STATISTICS).keys()
+            if stale:
+                self.duck.execute(f"insert into others select day, '{features} is stale', '{entity}' from ({_values(stale)}) as days (day)")
+            for since, days in self._since(STATISTICS, features).items():
+                differing = _differing(self._rows(self.lake, features, days, since), self._rows(self.lake, features, days))
+                self.duck.execute(f"insert into others select distinct day, '{features} has changed', '{entity}' from ({differing})")
+        if self._count("from others"):
+            held = self._named(self.lake.dataset(STATISTICS))
+            self._tell_all(STATISTICS, f"select day, min(reason), count(distinct (entity, feature)) from others join {held} using (day, entity) group by day")
 
     def _meet(self, partials: str, days: Collection[date]) -> None:
         """Note whose snapshots of the days the partials (id, event_day, arrival_day, reason) are part of."""
@@ -227,16 +278,23 @@ class _Search:
         if not all(map(self.lake.exists, find_step("transitions").writes)):
             return
         changes, reach, steps = self._changes(TRANSITIONS), reach_days(self.settings), ", ".join(f"'{name}'" for name in self.settings.step_types)
-        for table in find_step("transitions").writes:
-            otherwise = self._tell_other_rules(table, "the settings of rewards or episodes are others")
+        for table in (TRANSITIONS, "gold.candidate_sets", "gold.unattributed", "gold.rewards"):  # a number, once given, stays
+            otherwise = self._tell_other_rules(table, "transitions", "the settings of rewards, episodes or limits are others")
         self.duck.execute(f"delete from {changes} where {one_of('day', otherwise)}")
-        for table, come in ((TRANSITIONS, f"event_type in ({steps})"), ("gold.unattributed", f"event_type not in ({steps})")):
-            near = f"held.user_id = changed.user_id and abs(date_diff('day', held.day, changed.event_day)) <= {reach}"
-            held = f"select changed.day, changed.reason, held.event_id from {changes} as changed join {self._named(self.lake.dataset(table))} as held on {near}"
-            rows = f"select day, reason, event_id from {changes} where {come} union {held}"
-            self._tell_all(table, f"select day, min(reason), count(distinct event_id) from ({rows}) group by day")
+        near = f"abs(date_diff('day', held.day, changed.event_day)) <= {reach}"
+        for table, come, key, joined in (
+            (TRANSITIONS, f"event_type in ({steps})", "held.user_id, held.day, held.step", "held.user_id = changed.user_id"),
+            ("gold.unattributed", f"event_type not in ({steps})", "held.event_id", "held.user_id = changed.user_id"),
+            ("gold.rewards", "true", "held.day, held.event_day, held.event_type, held.reason", "true"),
+        ):
+            held = f"from {changes} as changed join {self._named(self.lake.dataset(table))} as held on {joined} and {near}"
+            rows = f"select day, reason, {{'event_id': event_id}}::varchar as key from {changes} where {come}"
+            rows += f" union select changed.day, changed.reason, row({key})::varchar {held}"
+            self._tell_all(table, f"select day, min(reason), count(distinct key) from ({rows}) group by day")
         listed = f"select day, min(reason), count(distinct event_id) from {changes} where event_type in ({steps}) and listed group by day"
         self._tell_all("gold.candidate_sets", listed)
+        new = f"item_id not in (select item_id from {self._named(self.lake.dataset(INDEX))})"
+        self._tell_all(INDEX, f"select day, min(reason), count(distinct item_id) from {changes} where {new} group by day")
 
     def _changes(self, target: str) -> str:
         """Make a table of the rows of silver.interactions that differ, or will, from those that the target was made from, by the day of its run."""
@@ -341,10 +399,9 @@ class _Search:
         for day, reason, rows in sorted(self.duck.sql(query).fetchall()):
             self._tell(table, day, reason, rows)
 
-    def _tell_other_rules(self, table: str, reason: str) -> set[date]:
-        """Tell every day that was made by other settings, and return them."""
-        (step,) = (step for step in STEPS if table in step.writes)
-        days = {day for day, commit in self._made(table).items() if commit.fingerprint not in ("", self.settings.rules(step.name))}
+    def _tell_other_rules(self, table: str, made: str, reason: str) -> set[date]:
+        """Tell every day that was not made as `Settings.rules` has it for `made`, and return them."""
+        days = {day for day, commit in self._made(table).items() if commit.fingerprint not in ("", self.settings.rules(made))}
         for day in sorted(days):
             self._tell(table, day, reason, self._count(self._rows(self.lake, table, [day])))
         return days

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
 
 import duckdb
 import pyarrow as pa
@@ -12,9 +14,13 @@ import pyarrow as pa
 from jobs.contracts.rewards import micros_sql
 from jobs.database import database, tables_of
 from jobs.lake import Lake
+from jobs.noise import set_aside
 from jobs.settings import Settings
 from jobs.transitions.cuts import Look
 from jobs.transitions.items import INDEX
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 SILVER = "silver.interactions"
 _BATCH_ROWS = 1 << 20
@@ -36,7 +42,7 @@ class Sources:
         rewards = {name: event_type.reward for name, event_type in event_types.items()}
         for look in _looks(looks):
             with self._visible(look) as duck:
-                duck.register("numbered", self.lake.read(INDEX, ["item", "item_id"], version=self.index))
+                duck.register("numbered", _numbered(self.lake, self.index))
                 as_of_day = "null" if look.as_of_day is None else f"'{look.as_of_day}'"
                 rows = duck.sql(f"""
                     select
@@ -69,17 +75,35 @@ class Sources:
     def _visible(self, look: Look) -> Iterator[duckdb.DuckDBPyConnection]:
         """A database whose `visible` are the rows that a look shows, with the items that could have been chosen for a step, sorted, and a hash of them."""
         with database(self.settings.duckdb.model_copy(update={"threads": 1})) as duck:
-            duck.register("interactions", self.lake.dataset(SILVER, self.interactions, [look.day]))
+            duck.register("interactions", _interactions(self.lake, self.interactions))
+            of_day = f"(from interactions where day = date '{look.day}')"
             duck.execute(f"""
+                create temp table beyond as select user_id, arrival_day from ({set_aside(of_day, self.settings.limits)});
                 create temp view visible as
                 select *, cast(md5_number_lower(cast(to_json(items) as varchar)) // 2 as bigint) as candidate_set
                 from (
                     select *, case when event_type in ({_quoted(self.settings.step_types)}) then nullif(list_sort(list_distinct(candidates)), []) end as items
                     from interactions
-                    where day = date '{look.day}' and arrival_day <= date '{look.cut}'
+                    anti join beyond using (user_id, arrival_day)
+                    where
+                        day = date '{look.day}'
+                        and arrival_day <= date '{look.cut}'
                 )
             """)
             yield duck
+
+
+# A process takes one look after the other, and to open a table takes as long as to read a day.
+
+
+@cache
+def _interactions(lake: Lake, version: int) -> ds.Dataset:
+    return lake.dataset(SILVER, version)
+
+
+@cache
+def _numbered(lake: Lake, version: int) -> pa.Table:
+    return lake.read(INDEX, ["item", "item_id"], version=version)
 
 
 def _looks(batches: Iterable[pa.RecordBatch]) -> Iterator[Look]:

@@ -9,6 +9,14 @@ with interactions as (
     where day = $day
 ),
 
+set_aside as (
+    select
+        user_id,
+        arrival_day
+    from gold_set_aside
+    where event_day = $day
+),
+
 transitions as (
     select
         user_id,
@@ -29,6 +37,10 @@ steps as (
         count(*) as step_count
     from interactions
     inner join knowledge on interactions.arrival_day <= knowledge.as_of_day
+    anti join set_aside
+        on
+            interactions.user_id = set_aside.user_id
+            and interactions.arrival_day = set_aside.arrival_day
     where list_contains($step_types, interactions.event_type)
     group by interactions.user_id
 ),

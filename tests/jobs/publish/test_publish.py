@@ -51,6 +51,11 @@ def numbered(name: str, **columns: Any) -> Row:
     return {"item": ITEMS[name], "item_id": name, "day": DAY, **columns}
 
 
+def rewarded(reward: float, **columns: Any) -> Row:
+    """A line of the ledger about the day's steps, and the day before's events."""
+    return {"event_day": DAY - timedelta(days=1), "event_type": "click", "reason": None, "events": 1, "reward": reward, "as_of_day": DAY, "day": DAY, **columns}
+
+
 def landed(source_file: str, **columns: Any) -> Row:
     base = {"source_file": source_file, "feed": "events", "bytes": 9, "sha256": "0", "requeued": 0, "quarantined": [], "rules": "r"}
     return {**base, "arrival_day": DAY, **columns}
@@ -73,7 +78,10 @@ def write(lake: Lake, **tables: list[Row]) -> None:
         "silver.interactions": steps,
         "silver.items": [{"item_id": item, "available": item != "gone", "valid_from": date(2026, 1, 1)} for item in ("a", "b", "gone")],
         "gold.item_index": [*map(numbered, ITEMS)],
+        "gold.set_aside": [],
         "gold.transitions": steps,
+        "gold.unattributed": [],
+        "gold.rewards": [],
         "gold.verdicts": [
             {"challenger": "p", "champion": "popularity", "verdict": "promote", "serving": "p"}
             | {"reasons": [], "effective_sample_size": 1.0, "overlap": 1.0, "day": DAY}
@@ -83,7 +91,8 @@ def write(lake: Lake, **tables: list[Row]) -> None:
     }
     for table, rows in content.items():
         schema = lake.schema(table)
-        lake.replace(table, pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema), "test", [DAY], {})
+        filled = [{name: row.get(name) for name in schema.names} for row in rows]
+        lake.replace(table, pa.Table.from_pylist(filled, schema), "test", [DAY - timedelta(days=1), DAY], {})
 
 
 BROKEN: dict[str, dict[str, list[Row]]] = {
@@ -98,6 +107,8 @@ BROKEN: dict[str, dict[str, list[Row]]] = {
     "recommended_reason_is_given": {"gold_recommendations": [*GOOD[:-1], listed("bob", 2, "b", reason=" ")]},
     "recommended_score_is_finite": {"gold_recommendations": [*GOOD[:-1], listed("bob", 2, "b", score=float("nan"))]},
     "item_has_one_number": {"gold_item_index": [*map(numbered, ITEMS), numbered("gone", item=5)]},
+    "reward_in_is_reward_out": {"gold_rewards": [rewarded(2.0, event_day=DAY, day=DAY - timedelta(days=1))]},
+    "reward_is_in_the_ledger": {"gold_transitions": [stepped("e1", "ann", "a", reward=1.000001), stepped("e2", "bob", "b")], "gold_rewards": [rewarded(1.0)]},
     "transition_for_each_step": {"gold_transitions": [stepped("e1", "ann", "a")]},
     "transition_is_an_event": {"gold_transitions": [stepped("e1", "ann", "a"), stepped("e2", "bob", "a")]},
     "transition_item_is_numbered": {"gold_item_index": [*map(numbered, ITEMS), numbered("b", item_id="d")]},
@@ -146,6 +157,31 @@ def test_a_step_that_arrived_after_the_transitions_were_made_is_not_missed(lake:
     assert offending(lake, settings, "transition_for_each_step") == {"transition_for_each_step": 0}
     write(lake, silver_interactions=[*made, late], gold_transitions=[{**row, "as_of_day": DAY + timedelta(days=1)} for row in made])
     assert offending(lake, settings, "transition_for_each_step") == {"transition_for_each_step": 1}
+
+
+def test_rewards_are_followed_from_the_events_to_where_they_went(lake: Lake, settings: Settings) -> None:
+    """A click of the day is worth 1, a purchase 5; one went to a step of the day before, one to none, and what was set aside counts on neither side."""
+    steps = [stepped("e1", "ann", "a"), stepped("e2", "bob", "b")]
+    answers = [stepped(f"e{n}", "ann", "a", event_type=kind) for n, kind in ((3, "click"), (4, "purchase"))]
+    bots = [stepped("e5", "bot", "a", event_type="purchase")]
+    stray = {"event_id": "e4", "user_id": "ann", "item": 1, "event_type": "purchase", "reward": 5.0, "reason": "too_late", "as_of_day": DAY, "day": DAY}
+    content: dict[str, list[Row]] = {
+        "silver_interactions": [*steps, *answers, *bots],
+        "gold_transitions": steps,
+        "gold_unattributed": [stray],
+        "gold_rewards": [
+            rewarded(1.0, event_day=DAY, day=DAY - timedelta(days=1)),
+            rewarded(5.0, event_day=DAY, event_type="purchase", reason="too_late"),
+        ],
+        "gold_set_aside": [{"user_id": "bot", "event_day": DAY, "reason": "events_per_day", "events": 1, "busiest_minute": 1, "arrival_day": DAY}],
+    }
+    names = ("reward_in_is_reward_out", "reward_is_in_the_ledger", "transition_for_each_step")
+    write(lake, **content)
+    assert offending(lake, settings, *names) == dict.fromkeys(names, 0)
+    write(lake, **content | {"gold_set_aside": []})
+    assert offending(lake, settings, *names) == {"reward_in_is_reward_out": 1, "reward_is_in_the_ledger": 0, "transition_for_each_step": 0}
+    write(lake, **content | {"gold_unattributed": []})
+    assert offending(lake, settings, *names) == {"reward_in_is_reward_out": 0, "reward_is_in_the_ledger": 1, "transition_for_each_step": 0}
 
 
 def test_an_item_without_a_row_is_known_by_its_steps(lake: Lake, settings: Settings) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, timedelta
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -24,23 +21,13 @@ from jobs.lake import Lake, insist
 from jobs.settings import CONFIG_VARIABLE, Settings
 from jobs.transitions.transitions import run
 from tests.jobs.silver import FIRST, Row, at, event, put, random_log
+from tests.jobs.transitions.reference import TYPES, Expected, as_of_days, expected, in_order, is_step, worth
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-DAYS = [FIRST + timedelta(days=number) for number in range(6)]
-GAP = timedelta(hours=6)
-# type: (is it a step, what it is worth, maturity in days)
-TYPES: dict[str, tuple[bool, str, int]] = {
-    "show": (True, "0", 0),
-    "play": (True, "min(1, value / 30)", 0),
-    "click": (False, "1", 1),
-    "buy": (False, "5 + 0.1 * value", 2),
-    "hide": (False, "-1", 0),
-    "share": (False, "0", 1),
-}
-REACH, LONGEST = 2, 2
 TABLES = ("gold.transitions", "gold.unattributed", "gold.rewards", "gold.candidate_sets")
+DAYS = [FIRST + timedelta(days=number) for number in range(6)]
 
 
 @pytest.fixture(autouse=True)
@@ -50,124 +37,12 @@ def _no_settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def world(tmp_path: Path) -> tuple[Settings, Lake]:
-    types: Any = {name: {"step": step, "reward": reward, "maturity_days": maturity} for name, (step, reward, maturity) in TYPES.items()}
+    types: Any = {
+        name: {"step": step, "reward": reward, "maturity_days": maturity, "terminates": terminates}
+        for name, (step, reward, maturity, terminates) in TYPES.items()
+    }
     settings = Settings(lake=str(tmp_path / "lake"), event_types=types)
     return settings, Lake(settings.lake_path, tuple(settings.event_types))
-
-
-def worth(row: Row) -> Decimal:
-    value = row.get("value")
-    number = Decimal(0) if value is None or math.isnan(value) else Decimal(str(value))
-    worths = {
-        "play": min(Decimal(1), number / 30).quantize(Decimal("0.000001")),
-        "click": Decimal(1),
-        "buy": 5 + number / 10,
-        "hide": Decimal(-1),
-    }
-    return worths.get(row["event_type"], Decimal(0))
-
-
-def in_order(rows: Iterable[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: (row["event_time"], -1 if row.get("position") is None else row["position"], row["event_id"]))
-
-
-def is_step(row: Row) -> bool:
-    return TYPES[row["event_type"]][0]
-
-
-def step_of(answer: Row, steps: list[Row]) -> Row | None:
-    """The step that an answer belongs to, among one user's steps in order."""
-    maturity = timedelta(days=TYPES[answer["event_type"]][2])
-    near = [
-        step
-        for step in steps
-        if step["item_id"] == answer["item_id"] and step["event_time"] <= answer["event_time"] and answer["day"] - step["day"] <= maturity
-    ]
-    asked = [step for step in near if answer.get("request_id") is not None and step.get("request_id") == answer["request_id"]]
-    found = asked or near
-    return found[-1] if found else None
-
-
-@dataclass
-class Expected:
-    transitions: dict[tuple[str, date, int], Row]  # by user, day and place in the user's day
-    unattributed: dict[str, Row]
-    candidate_sets: set[tuple[date, tuple[str, ...]]]
-    rewards: dict[tuple[date, date, str, str | None], tuple[int, Decimal]]  # by day of the step, day and type of the event, reason
-
-
-def as_of_days(log: list[Row], nights: Iterable[date]) -> dict[date, date]:
-    """Last night that had a reason to rebuild each day."""
-    last: dict[date, date] = {}
-    for night in sorted(nights):
-        for day in DAYS:
-            ripened = night - timedelta(days=REACH) <= day <= night
-            news = any(row["arrival_day"] == night and abs((row["day"] - day).days) <= REACH for row in log)
-            if day <= night and (ripened or news):
-                last[day] = night
-    return last
-
-
-def expected(log: list[Row], nights: Iterable[date]) -> Expected:
-    answer = Expected({}, {}, set(), {})
-
-    def book(day: date, row: Row, reason: str | None) -> None:
-        if worth(row) != 0:
-            key = (day, row["day"], row["event_type"], reason)
-            events, reward = answer.rewards.get(key, (0, Decimal(0)))
-            answer.rewards[key] = (events + 1, reward + worth(row))
-
-    for day, as_of in as_of_days(log, nights).items():
-        seen = [row for row in log if row["arrival_day"] <= as_of]
-        for user in {row["user_id"] for row in seen}:
-            steps = in_order(row for row in seen if row["user_id"] == user and is_step(row))
-            answers = [row for row in seen if row["user_id"] == user and not is_step(row)]
-            belongs: dict[str, list[Row]] = defaultdict(list)
-            for row in answers:
-                step = step_of(row, steps)
-                if step is not None:
-                    belongs[step["event_id"]].append(row)
-                elif row["day"] == day and worth(row) != 0:
-                    before = [s["day"] for s in steps if s["item_id"] == row["item_id"] and s["event_time"] <= row["event_time"]]
-                    late = before and row["day"] - max(before) <= timedelta(days=REACH)
-                    reason = "too_late" if late else "no_step"
-                    answer.unattributed[row["event_id"]] = {"reward": float(worth(row)), "reason": reason, "as_of_day": as_of, "item_id": row["item_id"]}
-                    book(day, row, reason)
-            for before_it, step, after_it in zip([None, *steps], steps, [*steps[1:], None], strict=False):
-                if step["day"] != day:
-                    continue
-                number = 1 + sum(other["day"] == day for other in steps[: steps.index(step)])
-                came = belongs[step["event_id"]]
-                items = tuple(sorted(set(step.get("candidates") or ())))
-                for row in (step, *came):
-                    book(day, row, None)
-                answer.transitions[user, day, number] = {
-                    **{name: step[name] for name in ("event_time", "item_id", "event_type")},
-                    "propensity": step.get("propensity"),
-                    "reward": float(worth(step) + sum(worth(row) for row in came)),
-                    "response": heaviest(row for row in came if after_it is None or row["event_time"] < after_it["event_time"]),
-                    "first": before_it is None or step["event_time"] - before_it["event_time"] > GAP,
-                    "end": end(step, after_it, as_of),
-                    "as_of_day": as_of,
-                    "items": items or None,
-                }
-                if items:
-                    answer.candidate_sets.add((day, items))
-    return answer
-
-
-def heaviest(answers: Iterable[Row]) -> str | None:
-    ranked = sorted(answers, key=lambda row: (worth(row), row["event_time"], row["event_id"]))
-    return ranked[-1]["event_type"] if ranked else None
-
-
-def end(step: Row, after_it: Row | None, as_of: date) -> str | None:
-    if step["day"] + timedelta(days=LONGEST) > as_of:
-        return "immature"
-    if after_it is not None and after_it["event_time"] - step["event_time"] <= GAP:
-        return None
-    passed = step["event_time"] + GAP < datetime.combine(as_of + timedelta(days=1), time(), UTC)
-    return "truncated_gap" if passed else "truncated_window"
 
 
 def written(lake: Lake) -> Expected:
@@ -218,7 +93,7 @@ def test_any_order_of_nights_ends_in_the_tables_that_the_definitions_give(spark:
     # Silver holds the whole log from the start: each night has the rows of later ones before its eyes, and must not look.
     for first, last in ((0, 2), (3, 3), (4, 4)):
         run(spark, lake, settings, DayRange(DAYS[first], DAYS[last]))
-        assert written(lake) == expected(log, DAYS[: last + 1]), f"after {DAYS[last]}"
+        assert written(lake) == expected(log, as_of_days(log, DAYS[: last + 1], DAYS)), f"after {DAYS[last]}"
     before = bits(lake)
     run(spark, lake, settings, DayRange(DAYS[2], DAYS[2]))
     assert bits(lake) == before, "an old night run again lowers or raises no knowledge"
@@ -229,11 +104,11 @@ def test_any_order_of_nights_ends_in_the_tables_that_the_definitions_give(spark:
     run(spark, fresh, settings, DayRange(DAYS[0], DAYS[5]))
     assert bits(fresh) == bits(lake), "a backfill is night after night"
     out = written(fresh)
-    assert out == expected(log, DAYS)
+    assert out == expected(log, as_of_days(log, DAYS, DAYS))
 
     # The log is rich enough for that to mean something.
-    assert {row["end"] for row in out.transitions.values()} == {"immature", "truncated_gap", None}
-    assert {row["response"] for row in out.transitions.values()} == {"click", "buy", "hide", "share", None}
+    assert {row["end"] for row in out.transitions.values()} == {"immature", "terminated", "truncated_gap", None}
+    assert {row["response"] for row in out.transitions.values()} == {"click", "buy", "hide", "share", "leave", None}
     assert {row["reason"] for row in out.unattributed.values()} == set(UNATTRIBUTED_REASONS)
     assert len(out.candidate_sets) > len(DAYS)
     arrived = [row for row in log if row["arrival_day"] <= DAYS[5]]
@@ -285,7 +160,7 @@ def test_nights_whose_arrivals_come_in_the_reverse_order(spark: SparkSession, wo
     run(spark, lake, settings, DayRange(DAYS[1], DAYS[1]))
     put(lake, log, DAYS[:2])
     run(spark, lake, settings, DayRange(DAYS[0], DAYS[0]))
-    assert written(lake) == expected(log, DAYS[:2])
+    assert written(lake) == expected(log, as_of_days(log, DAYS[:2], DAYS))
 
 
 def test_a_night_that_begins_between_the_writes_of_a_later_one(spark: SparkSession, world: tuple[Settings, Lake], monkeypatch: pytest.MonkeyPatch) -> None:
