@@ -44,6 +44,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["show", "u1"], "no table serving.recommendations"),
         (["convert", "taobaoo", "here", "there"], "taobao"),
         (["simulate", "there", "--first", "2026"], "is no day"),
+        (["export", "transitions", "--to", "csv", "there"], "no export format 'csv'. Expected parquet, jsonl, d3rlpy, minari."),
+        (["export", "transitions", "--to", "jsonl", "there", "--day", "tomorrow"], "is no day"),
     ],
 )
 def test_a_mistake_gets_its_message_and_status_1(

@@ -271,6 +271,49 @@ def test_days_are_those_asked_for_as_they_were_known(landed: Lake, settings: Set
     assert exported(landed, settings, tmp_path / "now", "jsonl")["last_day"] == str(later)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_random_logs_against_plain_python(lake: Lake, settings: Settings, tmp_path: Path, seed: int) -> None:
+    """Ends and firsts at random, such as contradict each other too; immature steps amid the others; parts of a bucket."""
+    rng = np.random.default_rng(seed)
+    ends = (None, None, None, "terminated", "truncated_gap", "truncated_window", "immature")
+    rows = [
+        step(
+            *(f"u{user}", day, f"10:{minute:02}:{rng.integers(0, 60):02}", rng.choice([*NUMBERS]), ends[rng.integers(0, len(ends))]),
+            response=(None, "click", "purchase")[rng.integers(0, 3)],
+            reward=float(rng.integers(0, 9)),
+            first=bool(rng.integers(0, 4) == 0),
+            bucket=user % 3,
+        )
+        for user in range(9)
+        for day in (YESTERDAY, D)
+        for minute in range(int(rng.integers(0, 12)))
+    ]
+    land(lake, rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_PART_STEPS", 7)
+        export_transitions(lake, settings, tmp_path / "out", "parquet", D, None, history=3)
+    index = {row["item_id"]: row["action"] for row in pq.read_table(tmp_path / "out" / "items.parquet").to_pylist()}
+    items = {number: index[item] for item, number in NUMBERS.items() if item in index}
+    codes = {None: 0, "impression": 1, "click": 2, "purchase": 3}
+    expected = []
+    for user in sorted({row["user_id"] for row in rows}, key=lambda user: (int(user[1:]) % 3, user)):
+        own = [row for row in rows if row["user_id"] == user]
+        state, before = [NONE] * 3, None
+        for row, following in zip(own, [*own[1:], None], strict=True):
+            if row["end"] == "immature":
+                continue
+            seconds = int((row["event_time"] - before).total_seconds()) if before else 0
+            after = [*state[1:], [items[row["item"]] + 1, codes[row["event_type"]], codes[row["response"]], seconds]]
+            stops = row["end"] is not None or following is None or following["first"] or following["end"] == "immature"
+            terminated = row["end"] == "terminated"
+            now, then = (list(itertools.chain(*each)) for each in (state, after))
+            expected.append((user, Transition(now, items[row["item"]], row["reward"], then, terminated, stops and not terminated)))
+            state, before = after, row["event_time"]
+    names = ("observation", "action", "reward", "next_observation", "terminated", "truncated")
+    found = pq.read_table(tmp_path / "out" / "transitions.parquet").to_pylist()
+    assert [(row["user_id"], Transition(*(row[name] for name in names))) for row in found] == expected
+
+
 def test_parts_of_a_bucket_are_the_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     """Users of 1 to 9 steps, in parts of some four steps each and at once: the same rows, episodes counted on."""
     steps = make({f"u{length}": [(length, float(place)) for place in range(length)] for length in range(1, 10)})
