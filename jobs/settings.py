@@ -75,7 +75,9 @@ class Episodes(_Section):
     """Where a user's steps are cut, and how they are spread over files."""
 
     gap_hours: float = Field(6.0, gt=0, le=24 * 90, description="a longer pause between two steps ends an episode")
-    buckets: int = Field(16, ge=1, le=4096, description="hash buckets of users; a training worker reads its own alone")
+    buckets: int = Field(
+        4, ge=1, le=4096, description="hash buckets of users: a file each a day, so some 10,000 steps and more; a training worker reads its own alone"
+    )
 
 
 class Limits(_Section):

@@ -3,7 +3,7 @@
 Nothing of a user's history is copied into a row, and episodes have no number: `first` and `end` depend on the two
 neighbouring steps alone, so that a day can be rebuilt from the days around it.
 
-Spark spreads the work and writes. Inside a task it is Arrow: each look at a day is read once and parted by user, and what belongs
+Spark spreads the work and writes. Inside a task it is Arrow: what days show is read once and parted by user, and what belongs
 to a user is then worked out column by column, in `sequences`. Spark's window functions would sort all rows once for each of four
 orders, at five times the CPU time.
 """
@@ -30,7 +30,7 @@ from jobs.database import database, one_of
 from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.steps import find_step
-from jobs.transitions.cuts import Look, around, as_of_days, looks, reach_days, touched
+from jobs.transitions.cuts import Sight, around, as_of_days, looks, reach_days, sights, touched
 from jobs.transitions.items import INDEX, number_items
 from jobs.transitions.parcels import packed, unpacked
 from jobs.transitions.sequences import ENDS, STEPS, SUMS, Rules, outcomes
@@ -39,6 +39,7 @@ from jobs.transitions.sources import SILVER, Sources
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+_SIGHT_EVENTS = 500_000  # that a task reads at once
 _GROUP_EVENTS = 1_000_000  # of the users that a task works out at once, in some 300 MB
 _PARCEL_ROWS = 1 << 17  # at most; what goes through the driver is one of them at a time
 
@@ -64,11 +65,11 @@ def run(spark: SparkSession, lake: Lake, settings: Settings, days: DayRange) -> 
         newest = touched(nights, reach, arrivals(duck, f"{one_of('day', near)} and {one_of('arrival_day', nights)}"))
         as_of = as_of_days(newest, rebuilt)
         known = f"{one_of('day', near)} and arrival_day <= date '{max(nights)}'"
-        (events,) = duck.sql(f"select count(*) from interactions where {known}").fetchall()[0]
+        sizes = dict(duck.sql(f"select day, count(*) from interactions where {known} group by day").fetchall())
         number_items(lake, duck, days, known, inputs, versions[INDEX])
     sources = Sources(lake, settings, inputs[SILVER], lake.version(INDEX))
-    seen = looked_at(spark, looks(as_of, reach, days.last))
-    made = made_of(seen, sources, math.ceil(events / _GROUP_EVENTS / settings.episodes.buckets)).persist(StorageLevel.DISK_ONLY)
+    seen = spread(spark, sights(looks(as_of, reach, days.last), sizes, _SIGHT_EVENTS))
+    made = made_of(seen, sources, math.ceil(sum(sizes.values()) / _GROUP_EVENTS / settings.episodes.buckets)).persist(StorageLevel.DISK_ONLY)
     try:
         for table, rows in (
             ("gold.candidate_sets", candidate_sets(seen, sources)),
@@ -104,14 +105,14 @@ def went(lake: Lake, days: DayRange, version: int) -> set[date]:
     }
 
 
-def looked_at(spark: SparkSession, looks: list[Look]) -> DataFrame:
-    """The looks, each for a task of its own to take."""
-    rows = [(look.day, look.cut, look.as_of_day) for look in looks]
-    return spark.createDataFrame(spark.sparkContext.parallelize(rows, max(len(rows), 1)), "day date, cut date, as_of_day date")
+def spread(spark: SparkSession, sights: list[Sight]) -> DataFrame:
+    """The sights, each for a task of its own to take."""
+    rows = [(sight.cut, sight.days, sight.as_of_days) for sight in sights]
+    return spark.createDataFrame(spark.sparkContext.parallelize(rows, max(len(rows), 1)), "cut date, days array<date>, as_of_days array<date>")
 
 
-def made_of(looks: DataFrame, sources: Sources, parts: int) -> DataFrame:
-    """What `sequences.outcomes` makes of what the looks show: `kind` (steps, strays or sums) and `parcel`.
+def made_of(sights: DataFrame, sources: Sources, parts: int) -> DataFrame:
+    """What `sequences.outcomes` makes of what the sights show: `kind` (steps, strays or sums) and `parcel`.
 
     The users of a bucket are worked out in as many `parts`.
     """
@@ -119,14 +120,14 @@ def made_of(looks: DataFrame, sources: Sources, parts: int) -> DataFrame:
     groups = buckets * max(parts, 1)
 
     def parted(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for look, rows in sources.looked_at(batches):
+        for cut, rows in sources.looked_at(batches):
             users = rows["user_id"].combine_chunks().dictionary_encode()
             group = np.array([crc32(user.encode()) % groups for user in users.dictionary.to_pylist()], dtype=np.int32)[users.indices]
             order = np.argsort(group, kind="stable")
             edges = np.flatnonzero(np.diff(group[order], prepend=-1, append=groups))
             by_group = rows.take(order)
             parcels = [packed(by_group[begin:end]) for begin, end in itertools.pairwise(edges.tolist())]
-            yield pa.record_batch({"cut": pa.array([look.cut] * len(parcels)), "users": pa.array(group[order][edges[:-1]]), "parcel": parcels})
+            yield pa.record_batch({"cut": pa.array([cut] * len(parcels)), "users": pa.array(group[order][edges[:-1]]), "parcel": parcels})
 
     def worked_out(group: pa.Table) -> pa.Table:
         made = outcomes(unpacked(group["parcel"]), rules)
@@ -135,17 +136,17 @@ def made_of(looks: DataFrame, sources: Sources, parts: int) -> DataFrame:
         cut = [(kind, packed(table[at : at + _PARCEL_ROWS])) for kind, table in made.items() for at in range(0, len(table), _PARCEL_ROWS)]
         return pa.table([[kind for kind, _ in cut], [parcel for _, parcel in cut]], schema=pa.schema({"kind": pa.string(), "parcel": pa.binary()}))
 
-    return looks.mapInArrow(parted, "cut date, users int, parcel binary").groupBy("cut", "users").applyInArrow(worked_out, "kind string, parcel binary")
+    return sights.mapInArrow(parted, "cut date, users int, parcel binary").groupBy("cut", "users").applyInArrow(worked_out, "kind string, parcel binary")
 
 
-def candidate_sets(looks: DataFrame, sources: Sources) -> Iterator[pa.Table]:
+def candidate_sets(sights: DataFrame, sources: Sources) -> Iterator[pa.Table]:
     """The distinct candidate sets of each day: `candidate_set`, `items`, `day`."""
 
     def listed(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for sets in sources.candidate_sets(batches):
             yield pa.record_batch({"parcel": [packed(sets)]})
 
-    return _through_the_driver(looks.where("as_of_day is not null").mapInArrow(listed, "parcel binary"))
+    return _through_the_driver(sights.mapInArrow(listed, "parcel binary"))
 
 
 def unattributed(made: DataFrame, settings: Settings) -> Iterator[pa.Table]:

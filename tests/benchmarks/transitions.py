@@ -154,7 +154,7 @@ def main(
 
         def run(step: str, root: str, first: date, to: date) -> tuple[float, float, float]:
             config = folder / f"{root}.toml"
-            config.write_text(f'lake = "{root}"\n')
+            config.write_text(f'lake = "{root}"\n[episodes]\nbuckets = 16\n')
             cost = measure([sys.executable, "-m", "jobs", "run", step, "--day", str(first), "--to", str(to)], elsewhere(config))
             return cost.cpu, cost.peak, cost.wall
 

@@ -219,7 +219,7 @@ def test_what_a_table_was_made_from_is_gone(taken_in: Lake, settings: Settings) 
     assert find_stale(taken_in, settings) == [], "of the ids that may have changed, silver is made anew and compared"
 
 
-FEATURES = ("gold.user_partials", "gold.item_partials", "gold.user_features", "gold.item_features")
+FEATURES = ("gold.user_partials", "gold.item_partials", "gold.user_features", "gold.item_features", "gold.feature_statistics")
 TRANSITIONS = ("gold.candidate_sets", "gold.unattributed", "gold.transitions")
 
 
@@ -246,7 +246,7 @@ def test_all_that_follows_from_a_day_delivered_again(
     recompute(lake, settings)
     after = by_day(lake)
     different = {key: changed(before[key], after[key]) for key in before.keys() | after.keys() if before[key] != after[key]}
-    assert {table for table, _ in different} == {*FEATURES, "gold.transitions", "gold.unattributed"}
+    assert {table for table, _ in different} == {*FEATURES, "gold.item_index", "gold.rewards", "gold.transitions", "gold.unattributed"}
     assert {key for key in different if key[0] in FEATURES} == {key for key in expected if key[0] in FEATURES}
     for (table, key), rows in different.items():
         assert rows <= expected[table, key if table in FEATURES else DAYS[2]], (table, key)

@@ -245,3 +245,25 @@ def test_a_pause_that_may_still_end_is_the_edge_of_the_data(spark: SparkSession,
     assert {row["user_id"]: row["end"] for row in rows} == {"before": "truncated_gap", "at": "truncated_window"}
     with pytest.raises(NotReady, match=r"silver\.interactions in .* does not hold 2026-03-02 yet"):
         run(spark, lake, settings, DayRange(DAYS[0], DAYS[1]))
+
+
+def test_nothing_from_the_future_changes_a_bit(spark: SparkSession, world: tuple[Settings, Lake], tmp_path: Path) -> None:
+    """Of rows that arrive after the last night, or happen after it, in every column, no earlier output knows: as it was before they were there."""
+    settings, lake = world
+    log = random_log(seed=11, days=len(DAYS), events=150, types=list(TYPES))
+    last = DAYS[3]
+    known = [row for row in log if row["arrival_day"] <= last]
+    future = [row | {"event_id": f"later {number}", "arrival_day": last + timedelta(days=1 + number % 3)} for number, row in enumerate(log)]
+    future += [
+        row | {"event_id": f"after {number}", "event_time": row["event_time"] + timedelta(days=9), "day": row["day"] + timedelta(days=9)}
+        for number, row in enumerate(future)
+    ]
+    for row in future:
+        row |= {"value": 99.0, "request_id": "r1", "position": 0, "propensity": 0.75, "candidates": ["item 9"], "item_id": row["item_id"] + " from the future"}
+    put(lake, known, DAYS[:4])
+    run(spark, lake, settings, DayRange(DAYS[0], last))
+    fresh = Lake(tmp_path / "fresh", lake.event_types)
+    put(fresh, [*known, *future], DAYS[:4])
+    run(spark, fresh, settings, DayRange(DAYS[0], last))
+    assert bits(fresh) == bits(lake)
+    assert lake.read("gold.item_index").to_pylist() == fresh.read("gold.item_index").to_pylist()
