@@ -149,7 +149,7 @@ def version_as_of(lake: Lake, first_day: date, day: date) -> int:
     if candidate is None or day not in made or _knows_more(lake, day, within, candidate):
         raise FutureData(
             f"gold.transitions in {lake.root} knows more than {day}: some of its rows were made again with later arrivals, and no version of it "
-            f"ends with {day}. Train a later day, or make the tables up to {day} in a new lake first (`nightjar backfill --to {day}`)."
+            f"ends with {day}. Take a later day, or make the tables up to {day} in a new lake first (`nightjar backfill --to {day}`)."
         )
     return candidate
 

@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.lake import Lake
-from models.loader import Loader, Packing, Position, ShardManifest
+from models.loader import Loader, Packing, Position
+from models.shards import ShardManifest
 from tests.benchmarks.measured import measure
 
 FIRST = date(2026, 1, 1)

@@ -21,7 +21,8 @@ from deltalake import write_deltalake
 from jobs.contracts.errors import TooLittleData
 from jobs.lake import Lake
 from models.data import END_CODES, Steps, day_number, read_steps
-from models.loader import Loader, Packed, Packing, Position, ShardManifest, cut, pack
+from models.loader import Loader, Packed, Packing, Position, cut, pack
+from models.shards import ShardManifest
 from tests.models.made import make
 
 FIRST = date(2026, 1, 1)
