@@ -45,7 +45,8 @@ def snapshots(partials: DataFrame, items: DataFrame, entity: Entity, features: S
     met = _aged(partials.where(sf.col("event_type").isin([*met_types(features)])), days, max((one.days for one in meeting), default=1))
     if entity == "user":
         met = _join_known(_met(met, meeting), known, "left")
-        found = found.join(_tastes(met, meeting), [key, "day"], "left")
+        for part in (_tastes(met, meeting), _vectors(met, meeting)):
+            found = found.join(part, [key, "day"], "left")
     else:
         found = _with_items(found.join(_approximate(met, meeting), [key, "day"], "left"), known, features)
     columns = (f"coalesce(`{one.name}`, {one.default}D) as `{one.name}`" if one.default is not None else f"`{one.name}`" for one in features)
@@ -114,45 +115,44 @@ def _number(feature: Feature) -> str | None:
     return of_values.get(feature.operation) if feature.input == "value" else of_events.get(feature.operation)
 
 
-def _span(feature: Feature) -> str:
-    return f"{feature.event_type}_{feature.days}d"
-
-
 def _met(aged: DataFrame, features: Iterable[Feature]) -> DataFrame:
-    """How often a user has met an item within each span of an event type and a window: user_id, day, span, item_id, times."""
-    within = {_span(one): f"event_type = '{one.event_type}' and age < {one.days}" for one in features}
-    spans = ", ".join(f"case when {condition} then '{span}' end" for span, condition in within.items())
+    """How often a user has met an item: user_id, day, event_type, item_id, and for each window that is asked for `times_30d`, null = not at all."""
+    windows = sorted({feature.days for feature in features})
     return (
-        aged.selectExpr("user_id", "day", "items", f"explode(array_compact(array({spans}))) as span")
-        .selectExpr("user_id", "day", "span", "explode(items) as (item_id, times)")
-        .groupBy("user_id", "day", "span", "item_id")
-        .agg(sf.sum("times").alias("times"))
+        aged.selectExpr("user_id", "day", "event_type", "age", "explode(items) as (item_id, times)")
+        .groupBy("user_id", "day", "event_type", "item_id")
+        .agg(*(sf.expr(f"sum(times) filter (where age < {days}) as times_{days}d") for days in windows))
     )
 
 
-def _tastes(met: DataFrame, features: Sequence[Feature]) -> DataFrame:
-    """How many items a user has met, the categories of most of these meetings, and the mean vectors of the items: null where none is known."""
-    most = "collect_list(struct(-times as fewer, root)) filter (where span = '{}' and root is not null)"
-    top = f"nullif(transform(slice(array_sort({most}), 1, {TOP}), one -> one.root), cast(array() as array<string>))"
-    by_item = "(one, other) -> case when one.item_id < other.item_id then -1 when one.item_id > other.item_id then 1 else 0 end"
-    vectors = f"array_sort(flatten(collect_list(vectors) filter (where span = '{{}}')), {by_item})"
+def _tastes(met: DataFrame, features: Iterable[Feature]) -> DataFrame:
+    """How many items a user has met, and the categories of most of these meetings: null where none is known."""
+    of_type = "filter (where event_type = '{0.event_type}' and times_{0.days}d > 0"
+    most = f"collect_list(struct(-times_{{0.days}}d as fewer, root)) {of_type} and root is not null)"
     aggregates = {
-        feature.name: ("sum(items) filter (where span = '{}')" if feature.operation == "distinct" else top if feature.operation == "top" else vectors).format(
-            _span(feature)
-        )
-        for feature in features
+        "distinct": f"sum(items_{{0.days}}d) {of_type})",
+        "top": f"nullif(transform(slice(array_sort({most}), 1, {TOP}), one -> one.root), cast(array() as array<string>))",
     }
-    means = {feature.name: _MEAN_VECTORS.format(feature.name) for feature in features if feature.input == "vectors"}
+    asked = [feature for feature in features if feature.operation in aggregates]
+    sums = (f"{{}}(times_{days}d) as {{}}_{days}d" for days in sorted({feature.days for feature in asked}))
     return (
-        met.groupBy("user_id", "day", "span", "root")
-        .agg(
-            sf.sum("times").alias("times"),
-            sf.count("*").alias("items"),
-            sf.expr("collect_list(struct(item_id, times, embeddings)) filter (where embeddings is not null) as vectors"),
-        )
+        met.groupBy("user_id", "day", "event_type", "root")
+        .agg(*(sf.expr(each.format(*names)) for each in sums for names in (("sum", "times"), ("count", "items"))))
         .groupBy("user_id", "day")
-        .agg(*(sf.expr(f"{aggregate} as `{name}`") for name, aggregate in aggregates.items()))
-        .selectExpr("user_id", "day", *(f"{means.get(name, f'`{name}`')} as `{name}`" for name in aggregates))
+        .agg(*(sf.expr(f"{aggregates[one.operation].format(one)} as `{one.name}`") for one in asked))
+    )
+
+
+def _vectors(met: DataFrame, features: Iterable[Feature]) -> DataFrame:
+    """The mean vectors, by name, of the items that a user has met: null where none is known."""
+    asked = [feature for feature in features if feature.input == "vectors"]
+    by_item = "(one, other) -> case when one.item_id < other.item_id then -1 when one.item_id > other.item_id then 1 else 0 end"
+    alike = "collect_list(struct(item_id, times_{0.days}d as times, embeddings)) filter (where event_type = '{0.event_type}' and times_{0.days}d > 0)"
+    return (
+        met.where(f"embeddings is not null and event_type in ({', '.join(repr(one) for one in met_types(asked))})")
+        .groupBy("user_id", "day")
+        .agg(*(sf.expr(f"array_sort({alike.format(one)}, {by_item}) as `{one.name}`") for one in asked))
+        .selectExpr("user_id", "day", *(f"{_MEAN_VECTORS.format(one.name)} as `{one.name}`" for one in asked))
     )
 
 
