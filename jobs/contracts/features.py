@@ -143,9 +143,10 @@ def declared(event_types: Sequence[str]) -> tuple[Feature, ...]:
         features += [Feature(entity, "trend", "event", one, 7, longer=30) for one in event_types]
     for one in telling:
         features += [Feature("user", "distinct", "item", one, days, default=0) for days in (7, 30)]
-        features += [Feature("user", "top", "category", one, 30), Feature("user", "mean", "vectors", one, 30)]
+        features += [Feature("user", "top", "category", one, 30)]
         features += [Feature("item", "share", "category", one, days) for days in (7, 30)]
         features += [Feature("item", "approx_distinct", "user", one, days, default=0) for days in (7, 30)]
+    features += [Feature("user", "mean", "vectors", telling[-1], 30)]  # of one type alone: vectors cost more than all the rest
     features += [Feature("item", "current", "price"), Feature("item", "age", "first_known")]
     return tuple(features)
 

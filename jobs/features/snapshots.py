@@ -45,12 +45,10 @@ def snapshots(partials: DataFrame, items: DataFrame, entity: Entity, features: S
     met = _aged(partials.where(sf.col("event_type").isin([*met_types(features)])), days, max((one.days for one in meeting), default=1))
     if entity == "user":
         met = _join_known(_met(met, meeting), known, "left")
-        parts = [_tastes(met, meeting), _vectors(met, meeting)]
+        for part in (_tastes(met, meeting), _vectors(met, meeting)):
+            found = found.join(part, [key, "day"], "left")
     else:
-        found = _with_items(found, known, features)
-        parts = [_approximate(met, meeting)]
-    for part in parts:
-        found = found.join(part, [key, "day"], "left")
+        found = _with_items(found.join(_approximate(met, meeting), [key, "day"], "left"), known, features)
     columns = (f"coalesce(`{one.name}`, {one.default}D) as `{one.name}`" if one.default is not None else f"`{one.name}`" for one in features)
     return found.selectExpr(key, "day", *columns).repartition("day").sortWithinPartitions("day", key)
 
@@ -117,62 +115,70 @@ def _number(feature: Feature) -> str | None:
     return of_values.get(feature.operation) if feature.input == "value" else of_events.get(feature.operation)
 
 
-def _span(feature: Feature) -> str:
-    return f"{feature.event_type}_{feature.days}d"
-
-
 def _met(aged: DataFrame, features: Iterable[Feature]) -> DataFrame:
-    """How often a user has met an item within each span of an event type and a window: user_id, day, span, item_id, times."""
-    within = {_span(one): f"event_type = '{one.event_type}' and age < {one.days}" for one in features}
-    spans = ", ".join(f"case when {condition} then '{span}' end" for span, condition in within.items())
+    """How often a user has met an item: user_id, day, event_type, item_id, and for each window that is asked for `times_30d`, null = not at all."""
+    windows = sorted({feature.days for feature in features})
     return (
-        aged.selectExpr("user_id", "day", "items", f"explode(array_compact(array({spans}))) as span")
-        .selectExpr("user_id", "day", "span", "explode(items) as (item_id, times)")
-        .groupBy("user_id", "day", "span", "item_id")
-        .agg(sf.sum("times").alias("times"))
+        aged.selectExpr("user_id", "day", "event_type", "age", "explode(items) as (item_id, times)")
+        .groupBy("user_id", "day", "event_type", "item_id")
+        .agg(*(sf.expr(f"sum(times) filter (where age < {days}) as times_{days}d") for days in windows))
     )
 
 
-def _tastes(met: DataFrame, features: Sequence[Feature]) -> DataFrame:
+def _tastes(met: DataFrame, features: Iterable[Feature]) -> DataFrame:
     """How many items a user has met, and the categories of most of these meetings: null where none is known."""
-    most = "collect_list(struct(-times as fewer, root)) filter (where span = '{}' and root is not null)"
-    top = f"nullif(transform(slice(array_sort({most}), 1, {TOP}), one -> one.root), cast(array() as array<string>)) as `{{}}`"
-    tops = (top.format(_span(one), one.name) for one in features if one.operation == "top")
-    distinct = (f"sum(items) filter (where span = '{_span(one)}') as `{one.name}`" for one in features if one.operation == "distinct")
-    by_category = met.groupBy("user_id", "day", "span", "root").agg(sf.sum("times").alias("times"), sf.count("*").alias("items"))
-    return by_category.groupBy("user_id", "day").agg(*map(sf.expr, (*distinct, *tops)))
-
-
-def _vectors(met: DataFrame, features: Sequence[Feature]) -> DataFrame:
-    """The mean vectors, by name, of the items that a user has met: null where none is known.
-
-    Summed in the order of the items, as in any other the bits would be others. A vector of another length than the first is left out.
-    """
-    asked = {feature.name: _span(feature) for feature in features if feature.input == "vectors"}
-    alike = "filter(met, one -> size(one.vector) = size(met[0].vector)) as met"
-    summed = "aggregate(met, transform(met[0].vector, x -> 0D), (so_far, one) -> zip_with(so_far, one.vector, (s, x) -> s + one.times * x))"
-    mean = f"transform({summed}, x -> cast(x / aggregate(met, 0L, (so_far, one) -> so_far + one.times) as float)) as mean"
-    entries = (f"nullif(array_sort(collect_list(struct(name, mean)) filter (where span = '{span}')), array()) as `{name}`" for name, span in asked.items())
+    of_type = "filter (where event_type = '{0.event_type}' and times_{0.days}d > 0"
+    most = f"collect_list(struct(-times_{{0.days}}d as fewer, root)) {of_type} and root is not null)"
+    aggregates = {
+        "distinct": f"sum(items_{{0.days}}d) {of_type})",
+        "top": f"nullif(transform(slice(array_sort({most}), 1, {TOP}), one -> one.root), cast(array() as array<string>))",
+    }
+    asked = [feature for feature in features if feature.operation in aggregates]
+    sums = (f"{{}}(times_{days}d) as {{}}_{days}d" for days in sorted({feature.days for feature in asked}))
     return (
-        met.where(f"span in ({', '.join(repr(span) for span in sorted({*asked.values()}))})")
-        .selectExpr("user_id", "day", "span", "item_id", "times", "explode(embeddings) as (name, vector)")
-        .groupBy("user_id", "day", "span", "name")
-        .agg(sf.expr("array_sort(collect_list(struct(item_id, times, vector))) as met"))
-        .selectExpr("user_id", "day", "span", "name", alike)
-        .selectExpr("user_id", "day", "span", "name", mean)
+        met.groupBy("user_id", "day", "event_type", "root")
+        .agg(*(sf.expr(each.format(*names)) for each in sums for names in (("sum", "times"), ("count", "items"))))
         .groupBy("user_id", "day")
-        .agg(*map(sf.expr, entries))
-        .selectExpr("user_id", "day", *(f"map_from_entries(`{name}`) as `{name}`" for name in asked))
+        .agg(*(sf.expr(f"{aggregates[one.operation].format(one)} as `{one.name}`") for one in asked))
     )
+
+
+def _vectors(met: DataFrame, features: Iterable[Feature]) -> DataFrame:
+    """The mean vectors, by name, of the items that a user has met: null where none is known."""
+    asked = [feature for feature in features if feature.input == "vectors"]
+    by_item = "(one, other) -> case when one.item_id < other.item_id then -1 when one.item_id > other.item_id then 1 else 0 end"
+    alike = "collect_list(struct(item_id, times_{0.days}d as times, embeddings)) filter (where event_type = '{0.event_type}' and times_{0.days}d > 0)"
+    return (
+        met.where(f"embeddings is not null and event_type in ({', '.join(repr(one) for one in met_types(asked))})")
+        .groupBy("user_id", "day")
+        .agg(*(sf.expr(f"array_sort({alike.format(one)}, {by_item}) as `{one.name}`") for one in asked))
+        .selectExpr("user_id", "day", *(f"{_MEAN_VECTORS.format(one.name)} as `{one.name}`" for one in asked))
+    )
+
+
+# Of an array of item_id, times, embeddings, sorted: by name, the mean of the vectors, each as often as its item was met. In the
+# order of the items, as a sum of floats in any other has other bits. A vector of another length than the first is left out.
+_NAMES = "array_sort(array_distinct(flatten(transform(`{0}`, one -> map_keys(one.embeddings)))))"
+_NAMED = "filter(transform(`{0}`, one -> struct(one.times, one.embeddings[name] as vector)), one -> one.vector is not null)"
+_ALIKE = f"transform(array({_NAMED}), all -> filter(all, one -> size(one.vector) = size(all[0].vector)))[0]"
+_ADD = "struct(zip_with(so_far.sum, one.vector, (s, x) -> s + one.times * x) as sum, so_far.times + one.times as times)"
+_MEAN = f"""
+    transform(array({_ALIKE}), alike -> aggregate(
+        alike,
+        struct(transform(alike[0].vector, x -> 0D) as sum, 0L as times),
+        (so_far, one) -> {_ADD},
+        total -> transform(total.sum, x -> cast(x / total.times as float))
+    ))[0]
+"""
+_MEAN_VECTORS = f"case when size({_NAMES}) > 0 then map_from_entries(transform({_NAMES}, name -> struct(name, {_MEAN}))) end"
 
 
 def _with_items(numbers: DataFrame, known: DataFrame, features: Iterable[Feature]) -> DataFrame:
     """Price and age of the items, null where they are not known, and the shares of their categories in place of their own counts."""
-    shares = [feature.name for feature in features if feature.operation == "share"]
     found = _join_known(numbers, known, "left").withColumn("age_days", sf.date_diff("day", "first_known"))
-    by_category = found.groupBy("day", "root").agg(*(sf.sum(name).alias(name) for name in shares))
-    of_day = (f"`{name}` / nullif(sum(`{name}`) over (partition by day), 0) as `{name}`" for name in shares)
-    return found.drop(*shares).join(by_category.selectExpr("day", "root", *of_day), ["day", "root"], "left")
+    share = "case when root is not null then sum(`{0}`) over (partition by day, root) / nullif(sum(`{0}`) over (partition by day), 0) end"
+    shares = {feature.name: sf.expr(share.format(feature.name)) for feature in features if feature.operation == "share"}
+    return found.repartition("day").withColumns(shares)  # a day is sorted, and written, as a whole anyway
 
 
 def _approximate(aged: DataFrame, features: Iterable[Feature]) -> DataFrame:

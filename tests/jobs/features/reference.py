@@ -74,7 +74,7 @@ def _of_user(rows: Sequence[Row], known: dict[str, Row], day: date, types: Seque
                 vectors.setdefault(name, []).append((met[item], vector))
         top = sorted(categories, key=lambda category: (-categories[category], category))[:3]
         answer[f"{one}_category_top_30d"] = top or None
-        answer[f"{one}_vectors_mean_30d"] = [(name, _mean(vectors[name])) for name in sorted(vectors)] or None
+    answer[f"{one}_vectors_mean_30d"] = [(name, _mean(vectors[name])) for name in sorted(vectors)] or None
     return answer
 
 
