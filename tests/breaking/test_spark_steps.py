@@ -32,7 +32,8 @@ from jobs.lake import Lake, insist
 from jobs.settings import CONFIG_VARIABLE, Settings, elsewhere, load_settings
 from jobs.steps import find_step
 from jobs.transitions import transitions
-from tests.jobs.silver import FIRST, Row, random_log
+from jobs.transitions.items import INDEX
+from tests.jobs.silver import FIRST, Row, at, event, random_log
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -42,7 +43,9 @@ DAYS = [FIRST + timedelta(days=number) for number in range(5)]
 STEPS = {"features": features, "transitions": transitions}
 TABLES = [table for step in STEPS for table in find_step(step).writes]
 MOMENTS = ("files", "commit")
-BOUNDARIES = [(step, table, moment) for step in STEPS for table in find_step(step).writes for moment in MOMENTS]
+# What Spark writes has files long before its commit; the other tables are written in an instant, as bronze and silver are.
+OF_SPARK = ("gold.user_partials", "gold.item_partials", "gold.user_features", "gold.item_features", "gold.transitions")
+BOUNDARIES = [(step, table, moment) for step in STEPS for table in find_step(step).writes for moment in MOMENTS if moment == "commit" or table in OF_SPARK]
 SECONDS = 600
 CONFIG = """
 lake = "lake"
@@ -56,6 +59,8 @@ maturity_days = 1
 [event_types.purchase]
 reward = "5 + 0.1 * value"
 maturity_days = 2
+[limits]
+events_per_day = 30
 [spark]
 memory = "1g"
 java_options = "-XX:TieredStopAtLevel=1"
@@ -94,7 +99,14 @@ class World:
             insist(partial(STEPS[step].run, spark, self.lake, self.settings, days(first, last)))
 
     def content(self) -> dict[str, list[str]]:
-        return {table: sorted(map(repr, self.lake.read(table).to_pylist())) for table in TABLES}
+        """Rows of each table. Which number an item has depends on the order of the nights: its id stands in its place."""
+        item_ids = {row["item"]: row["item_id"] for row in self.lake.read(INDEX).to_pylist()}
+
+        def plain(row: Row) -> Row:
+            return {name: item_ids[value] if name == "item" else value for name, value in row.items()}
+
+        rows = {table: [plain(row) for row in self.lake.read(table).to_pylist()] for table in TABLES if table != INDEX}
+        return {INDEX: sorted(item_ids.values()), **{table: sorted(map(repr, made)) for table, made in rows.items()}}
 
 
 def lake_of(settings: Settings) -> Lake:
@@ -106,10 +118,17 @@ def days(first: int, last: int) -> DayRange:
 
 
 def arrivals() -> list[Row]:
-    """A dense log, a third of it late by up to three days; of every tenth line there is a second one, half of them with another value."""
+    """A dense log, a third of it late by up to three days; of every tenth line there is a second one, half of them with another value.
+
+    On each day there is a new item, and somebody who is no person.
+    """
     rows = random_log(seed=11, days=len(DAYS), events=240, types=["impression", "impression", "click", "purchase"])
+    for day in range(len(DAYS)):
+        rows += [event("click", at(day, 8), event_id=f"bot {day} {number}", user_id="bot") for number in range(40)]
+        rows.append(event("impression", at(day, 9), event_id=f"new {day}", user_id="user 1", item_id=f"new {day}"))
     again = [
-        {**row, "value": row["value"] if number % 2 else 7.0, "arrival_day": row["arrival_day"] + timedelta(days=1)} for number, row in enumerate(rows[::10])
+        {**row, "value": row.get("value") if number % 2 else 7.0, "arrival_day": row["arrival_day"] + timedelta(days=1)}
+        for number, row in enumerate(rows[::10])
     ]
     return rows + again
 
@@ -216,7 +235,7 @@ def wait_for(what: Callable[[], bool]) -> None:
 def written(world: World, table: str, moment: str) -> frozenset[Path]:
     """Files of a table's rows, or its commits."""
     folder = Path(world.lake.path(table))
-    return frozenset(folder.glob("_delta_log/*.json") if moment == "commit" else folder.glob("*/*.parquet"))
+    return frozenset(folder.glob("_delta_log/*.json") if moment == "commit" else folder.glob("*=*/**/*.parquet"))
 
 
 def wait_until_written(child: subprocess.Popen[str], world: World, table: str, moment: str, before: frozenset[Path]) -> None:
@@ -261,7 +280,7 @@ def test_killed_at_any_instant(spark: SparkSession, begun: World, clean: dict[st
 def test_a_jvm_that_outlives_its_run(spark: SparkSession, begun: World, clean: dict[str, list[str]], tmp_path: Path, step: str) -> None:
     """Python alone is killed. Its JVM finds that out by and by, and until then writes beside the run that has begun again."""
     world = begun.copy(tmp_path / "world")
-    table = find_step(step).writes[1]
+    table = {"features": "gold.user_partials", "transitions": "gold.transitions"}[step]
     before = written(world, table, "files")
     with process(world, "-m", "jobs", "run", step, "--day", str(DAYS[3]), "--to", str(DAYS[4])) as child:
         wait_until_written(child, world, table, "files", before)
