@@ -11,6 +11,7 @@ import typer
 
 from jobs.contracts.days import DayRange, parse_day
 from jobs.contracts.errors import NotYet, exit_status
+from jobs.contracts.exports import EXPORT_FORMATS, HISTORY, check_format
 from jobs.lake import Lake
 from jobs.settings import CONFIG_VARIABLE, Settings, load_settings
 from jobs.steps import FEATURES_DAILY, STEPS, find_step
@@ -156,6 +157,30 @@ def migrate(apply: Annotated[bool, typer.Option("--apply", help="do it")] = Fals
     module.print_migration(_lake(settings))
 
 
+export = typer.Typer(no_args_is_help=True, help="Tables for other tools to read.")
+app.add_typer(export, name="export")
+
+
+@export.command("transitions")
+def export_transitions(
+    folder: Annotated[Path, typer.Argument(help="folder to write: a new or an empty one")],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="; ".join(f"{name}: {what}" for name, what in EXPORT_FORMATS.items()))],
+    day: Annotated[str | None, typer.Option(help="last data day, and as of whose end; else the newest", metavar="DAY")] = None,
+    first: Annotated[str | None, typer.Option("--from", help="first data day; else that of training's window", metavar="DAY")] = None,
+    history: Annotated[int, typer.Option(min=1, help="last steps of the user that a state holds")] = HISTORY,
+) -> None:
+    """Write transitions, flat (s, a, r, s', terminated, truncated), for other learners.
+
+    A state is the user's last steps: of each, oldest first, four whole numbers: item, event type, response, seconds since the step
+    before it; 0 = none. An action is an item, by its place in items.parquet. Steps whose reward can still grow are left out.
+    """
+    from jobs.operate.run import run_models
+
+    check_format(to)
+    options = [word for name, text in (("--day", day), ("--from", first)) if text for word in (name, str(parse_day(text)))]
+    run_models("export-transitions", "--to", to, options, "--history", str(history), "--", str(folder))
+
+
 quarantine = typer.Typer(no_args_is_help=True, help="What could not be taken in: count it, look at it, take it in again.")
 app.add_typer(quarantine, name="quarantine")
 
@@ -203,6 +228,17 @@ def features_list() -> None:
     from jobs.operate.features import print_features
 
     print_features(tuple(load_settings().event_types))
+
+
+@app.command("set-aside")
+def set_aside(
+    day: Annotated[str | None, typer.Option(help="arrival day: who they are", metavar="DAY")] = None,
+    top: Annotated[int, typer.Option(min=1, help="users shown")] = 20,
+) -> None:
+    """Count the events of users that are beyond the limits: bots, most likely."""
+    from jobs.operate.set_aside import print_set_aside
+
+    print_set_aside(_lake(load_settings()), parse_day(day) if day else None, top)
 
 
 @app.command()

@@ -32,9 +32,9 @@ def database(settings: DuckDB) -> Iterator[duckdb.DuckDBPyConnection]:
             ) from error
 
 
-def tables_of(relation: duckdb.DuckDBPyRelation) -> Iterator[pa.Table]:
-    """The rows of a query, part by part, as they are found."""
-    for batch in relation.to_arrow_reader(1 << 17):
+def tables_of(relation: duckdb.DuckDBPyRelation, rows: int = 1 << 17) -> Iterator[pa.Table]:
+    """The rows of a query, part by part of about as many rows, as they are found."""
+    for batch in relation.to_arrow_reader(rows):
         yield pa.Table.from_batches([batch])
 
 

@@ -28,6 +28,7 @@ from deltalake import CommitProperties, DeltaTable, Schema, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from jobs.commits import Commit, commit_of, record, texts
+from jobs.contracts.days import ranges
 from jobs.contracts.errors import ConcurrentWrite, ContractBroken, LakeUnwritable, NotReady
 from jobs.contracts.features import declared_of
 from jobs.contracts.tables import TABLES, Column, Table
@@ -45,6 +46,16 @@ _TABLE_PROPERTIES = {
     "delta.enableDeletionVectors": "false",  # readers without a JVM take files as they are
     "delta.logRetentionDuration": "interval 3650 days",  # the log is the record of what is done
 }
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One Parquet file of a version of a table. It never changes: a table does by other files."""
+
+    path: str  # below the folder of the table
+    partition: dict[str, str]  # value of each partition column, as the contract would write it
+    rows: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -96,10 +107,10 @@ class Lake:
 
     def filled(self, table: str) -> frozenset[date]:
         """Days of which the table has a row; of a table without partitions, all that were made."""
-        partition_by = _contract(table).partition_by
-        if partition_by is None or not self.exists(table):
+        column = _contract(table).day_column
+        if column is None or not self.exists(table):
             return self.done(table)
-        return frozenset(date.fromisoformat(str(partition[partition_by])) for partition in self._open(table, None).partitions())
+        return frozenset(date.fromisoformat(str(partition[column])) for partition in self._open(table, None).partitions())
 
     def require(self, table: str, days: Iterable[date]) -> None:
         """Raise NotReady when some of the days of a table have not been made."""
@@ -124,6 +135,47 @@ class Lake:
         self._check(table, delta)
         return self._dataset(table, delta, self.schema(table), partitions)
 
+    def files(self, table: str, version: int | None = None) -> list[DataFile]:
+        """The files of a version of a table, by partition and path. Raises as `read` does."""
+        delta = self._open(table, version)
+        self._check(table, delta)
+        columns = _contract(table).partition_by
+        actions = pa.table(delta.get_add_actions(flatten=True)).select(["path", "num_records", "size_bytes", *(f"partition.{name}" for name in columns)])
+        ordered = actions.sort_by([(name, "ascending") for name in (*actions.column_names[3:], "path")])
+        return [
+            DataFile(path, {name: str(value) for name, value in zip(columns, partition, strict=True)}, rows, size)
+            for path, rows, size, *partition in zip(*(column.to_pylist() for column in ordered.columns), strict=True)
+        ]
+
+    def read_file(self, table: str, file: DataFile, columns: Sequence[str]) -> pa.Table:
+        """Some columns of one file, in the order of its rows, decoded by the calling thread alone; texts as dictionaries.
+
+        A column that the table got after the file was written is null. Partition columns are not in a file.
+        """
+        import pyarrow.parquet as pq
+
+        schema = self.schema(table)
+        texts = [name for name in columns if schema.field(name).type == pa.string()]
+        files, (path,) = self._files([f"{self.path(table)}/{file.path}"])
+        with self._store(), files.open_input_file(path) as source:
+            try:
+                rows = self._decoded(source, columns, texts)
+            except KeyError:  # a text that the file has not
+                there = pq.read_schema(source).names
+                rows = self._decoded(source, columns, [name for name in texts if name in there])
+        for name in {*columns} - {*rows.column_names}:
+            rows = rows.append_column(name, pa.nulls(rows.num_rows, pa.dictionary(pa.int32(), pa.string()) if name in texts else schema.field(name).type))
+        return rows.select(list(columns))
+
+    def _decoded(self, source: pa.NativeFile, columns: Sequence[str], dictionaries: Sequence[str]) -> pa.Table:
+        """Those of the columns that the file has."""
+        import pyarrow.parquet as pq
+
+        # 114 ns a row of gold.transitions, 150 by read_table(), whose every call makes a dataset; and a dataset's scanner waits for threads.
+        remote = isinstance(self.root, S3Path)
+        with pq.ParquetFile(source, read_dictionary=dictionaries, coerce_int96_timestamp_unit="us", pre_buffer=remote) as parquet:
+            return parquet.read(list(columns), use_threads=False)
+
     def is_whole(self, table: str, version: int, partitions: Collection[date] | None = None) -> bool:
         """Whether a version is of this table, the files of it or of some of its partitions are still there, and they hold what the contract has."""
         if version > self.version(table):
@@ -131,7 +183,7 @@ class Lake:
         delta = self._open(table, version)
         if not all(difference.harmless for difference in differences_of(table, self.columns(table), delta.schema().fields)):
             return False
-        files, paths = self._files(delta.file_uris(_filters(_contract(table).partition_by, partitions)))
+        files, paths = self._files(delta.file_uris(_filters(_contract(table).day_column, partitions)))
         return all(info.is_file for info in files.get_file_info(paths))
 
     def replace(
@@ -168,14 +220,14 @@ class Lake:
                 delta,
                 stream.reader(),
                 mode="overwrite",
-                predicate=_days_in(contract.partition_by, replaced) if contract.partition_by else None,
+                predicate=_days_in(contract.day_column, replaced) if contract.day_column else None,
                 writer_properties=writer_properties(_contract(table), self.columns(table)),
                 commit_properties=CommitProperties(
                     custom_metadata={_RECORD: record(step, days, inputs, fingerprint, replaced, changed, revision())},
                     # A commit that finds another one before it is tried after it, if they touch other days. Not where the rows
                     # were made from the table itself: what the other one wrote, on whichever days, could have changed them. Nor
                     # where the table is replaced whole: had it been empty, deltalake would see no conflict.
-                    max_commit_retries=None if contract.partition_by and seen is None else 0,
+                    max_commit_retries=None if contract.day_column and seen is None else 0,
                 ),
             )
 
@@ -215,8 +267,8 @@ class Lake:
             .mode("overwrite")
             .option(_RECORD, record(step, days, inputs, fingerprint, replaced, (), revision()))
         )
-        if contract.partition_by:
-            writer = writer.option("replaceWhere", _days_in(contract.partition_by, replaced))
+        if contract.day_column:
+            writer = writer.option("replaceWhere", _within(contract.day_column, replaced))
         try:
             writer.save(self._spark_path(table))
         except tuple(getattr(conflicts, name) for name in conflicts.__all__) as error:  # the one named like their parent is none
@@ -253,7 +305,7 @@ class Lake:
                 stream.reader(),
                 mode="overwrite",
                 schema_mode="overwrite",
-                partition_by=_contract(table).partition_by,
+                partition_by=list(_contract(table).partition_by),
                 writer_properties=writer_properties(_contract(table), self.columns(table)),
                 commit_properties=CommitProperties(max_commit_retries=0),
             )
@@ -287,7 +339,7 @@ class Lake:
                     self.path(table),
                     self.schema(table),
                     mode="ignore",
-                    partition_by=contract.partition_by,
+                    partition_by=list(contract.partition_by),
                     description=contract.doc,
                     configuration={**_TABLE_PROPERTIES, "delta.dataSkippingStatsColumns": ",".join(skipped_by(contract))},
                     storage_options=self._options(),
@@ -340,12 +392,12 @@ class Lake:
     def _dataset(self, table: str, delta: DeltaTable, schema: pa.Schema, partitions: Collection[date] | None) -> ds.Dataset:
         import pyarrow.dataset as ds  # loads pandas, which most commands can do without
 
-        partition_by = _contract(table).partition_by
+        contract = _contract(table)
         # Over file_uris and not to_pyarrow_dataset(), which aborts the process at its exit.
-        uris = delta.file_uris(_filters(partition_by, partitions))
+        uris = delta.file_uris(_filters(contract.day_column, partitions))
         if not uris:
             return ds.dataset(schema.empty_table())
-        partitioning = ds.partitioning(pa.schema([schema.field(partition_by)]), flavor="hive") if partition_by else None
+        partitioning = ds.partitioning(pa.schema([schema.field(name) for name in contract.partition_by]), flavor="hive") if contract.partition_by else None
         files, paths = self._files(uris)
         base = self.path(table).removeprefix(SCHEME)
         return ds.dataset(paths, schema=schema, format="parquet", filesystem=files, partitioning=partitioning, partition_base_dir=base)
@@ -422,6 +474,11 @@ def _days_in(column: str, days: Collection[date]) -> str:
     """A condition; with no day to replace, the commit still records that the run was made."""
     quoted = ", ".join(f"'{day}'" for day in sorted(days))
     return f"{column} IN ({quoted})" if days else "false"
+
+
+def _within(column: str, days: Collection[date]) -> str:
+    """The same as typed ranges: Delta holds each row that Spark writes against it, and turned the texts of all days into dates for each."""
+    return " or ".join(f"({column} >= date '{some.first}' and {column} <= date '{some.last}')" for some in ranges(days)) or "false"
 
 
 def _filters(column: str | None, partitions: Collection[date] | None) -> list[tuple[str, str, list[str]]] | None:

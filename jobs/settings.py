@@ -62,6 +62,7 @@ class EventType(_Section):
     step: bool = Field(False, description="an event of this type is an action of the logging system; others answer one")
     reward: str = Field("0", description="what it is worth: numbers, `value`, + - * /, parentheses, min(a, b), max(a, b)")
     maturity_days: int = Field(0, ge=0, le=90, description="an answer counts for a step up to this many days before it")
+    terminates: bool = Field(False, description="an event of this type says that the user's episode is over: the last step before it is its end")
 
     @field_validator("reward")
     @classmethod
@@ -74,7 +75,17 @@ class Episodes(_Section):
     """Where a user's steps are cut, and how they are spread over files."""
 
     gap_hours: float = Field(6.0, gt=0, le=24 * 90, description="a longer pause between two steps ends an episode")
-    buckets: int = Field(16, ge=1, le=4096, description="hash buckets of users; a training worker reads its own alone")
+    buckets: int = Field(
+        4, ge=1, le=4096, description="hash buckets of users: a file each a day, so some 10,000 steps and more; a training worker reads its own alone"
+    )
+
+
+class Limits(_Section):
+    """What no person does. What one arrival day brings of a user's day is set aside whole where it is beyond: it counts nowhere, and is listed."""
+
+    events_per_day: int = Field(20_000, ge=1, description="events of one user on one day")
+    events_per_minute: int = Field(1_000, ge=1, description="events of one user within one minute of the clock")
+    exempt: list[str] = Field(default_factory=list, description="ids of users that are never set aside")
 
 
 class Train(_Section):
@@ -165,6 +176,7 @@ class Settings(BaseSettings):
     lake: Annotated[str, AfterValidator(_is_place)] = Field("lake", description="folder of the Delta tables: a path, or s3://bucket/folder")
     event_types: dict[str, EventType] = Field(default_factory=_default_event_types, description="types of the log; steps first")
     episodes: Episodes = Episodes()
+    limits: Limits = Limits()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
@@ -202,11 +214,16 @@ class Settings(BaseSettings):
         """Hash of what decides, beside its inputs, how a step of `features_daily`, or a table of features, is made; what was made by other rules is stale."""
         deciding: dict[str, Any] = {
             "bronze": [sorted(self.event_types), self.landing.fields, self.landing.event_types],
-            "transitions": [[(name, event_type.model_dump()) for name, event_type in self.event_types.items()], self.episodes.model_dump()],
+            "transitions": [
+                [(name, event_type.model_dump()) for name, event_type in self.event_types.items()],
+                self.episodes.model_dump(),
+                self.limits.model_dump(),
+            ],
+            "gold.set_aside": self.limits.model_dump(),
         }
         for entity in ENTITIES:
             features, partials = declared_of(entity, tuple(self.event_types)), f"gold.{entity}_partials"
-            deciding[partials] = [met_types(features), [(column.name, column.type) for column in TABLES[partials].columns]]
+            deciding[partials] = [self.limits.model_dump(), met_types(features), [(column.name, column.type) for column in TABLES[partials].columns]]
             deciding[f"gold.{entity}_features"] = [deciding[partials], [repr(feature) for feature in features]]
         return hashlib.sha256(json.dumps(deciding.get(made), sort_keys=True).encode()).hexdigest()[:16]
 

@@ -125,6 +125,11 @@ def start_session(settings: Settings) -> SparkSession:
         .config("spark.sql.session.timeZone", "UTC")
         .config("spark.driver.extraJavaOptions", java_options)
         .config("spark.sql.shuffle.partitions", str(2 * settings.spark.cores))
+        .config("spark.sql.parquet.compression.codec", "zstd")
+        # Whole numbers by their differences; and for what has many values no dictionary is tried, which costs as much as to write it.
+        .config("spark.hadoop.parquet.writer.version", "PARQUET_2_0")
+        .config("spark.hadoop.parquet.enable.dictionary#event_time", "false")
+        .config("spark.hadoop.parquet.enable.dictionary#propensity", "false")
         .config("spark.databricks.delta.snapshotPartitions", "1")  # each write took 9 s with the default of 50, 2 s with 1
         .config("spark.databricks.delta.skipRecordingEmptyCommits", "false")  # a day without a row is recorded as done
         # Delta's parser drops the parameters of `spark.sql(query, args)`, unless they are bound after parsing (delta issue 7640).

@@ -12,14 +12,14 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from jobs.contracts.errors import LakeUnwritable, StoreUnreachable
+from jobs.contracts.errors import FolderTaken, FolderUnwritable, LakeUnwritable, StoreUnreachable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -301,6 +301,38 @@ def whole_folder(folder: Location, last: str) -> Iterator[Path]:
     yield unfinished
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A draft beside it, which becomes `folder` once the block ends; should the block fail, nothing is left, the folders above included.
+
+    Raises FolderTaken when there is something already, FolderUnwritable when the draft can't be made.
+    """
+    if SCHEME.rstrip("/") in folder.parts:
+        raise FolderUnwritable(f"{folder} is no folder of this machine, and only there can this be written.")
+    place = folder.resolve()
+    taken = FolderTaken(f"{folder} holds something already. Name a new or an empty folder.")
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise taken
+    draft = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
+    above = [parent for parent in place.parents if not parent.exists()]
+    try:
+        draft.mkdir(parents=True)
+    except OSError as error:
+        raise FolderUnwritable(f"{folder} can't be made: {error.strerror}. Name another folder, or mend the rights of the one above it.") from error
+    try:
+        yield draft
+        try:
+            draft.rename(place)  # over an empty one, and over no other
+        except OSError as error:
+            raise taken from error
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        for parent in above:
+            with suppress(OSError):  # somebody else uses it by now
+                parent.rmdir()
+        raise
 
 
 @contextmanager

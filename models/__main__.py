@@ -1,42 +1,63 @@
-"""`python -m models STEP … --day D` runs torch steps, in order; `nightjar run` starts it. `recommend` answers on stdin and stdout."""
+"""`python -m models COMMAND`: what needs torch, or what only a learner reads; `nightjar` starts it, each time as a process of its own."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from jobs.contracts.days import DayRange, parse_day
-from jobs.contracts.errors import BadRequest, exit_status
+from jobs.contracts.errors import exit_status
+from jobs.contracts.exports import EXPORT_FORMATS, HISTORY
 from jobs.lake import Lake
 from jobs.runs import carry_out
-from jobs.settings import load_settings
+from jobs.settings import Settings, load_settings
 from jobs.steps import find_step
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-RECOMMEND = "recommend"
+Day = Annotated[str, typer.Option(help="data day, YYYY-MM-DD")]
+
+
+def _lake(settings: Settings) -> Lake:
+    return Lake(settings.lake_path, tuple(settings.event_types))
 
 
 @app.command()
-def run(
-    steps: Annotated[list[str], typer.Argument(help="train evaluate gate score; or recommend, alone")],
-    day: Annotated[str, typer.Option(help="data day, YYYY-MM-DD")],
-    policy: Annotated[str | None, typer.Option(help="recommend only: a policy version, or popularity; else what the day's verdict serves")] = None,
-) -> None:
-    """Run torch steps for one day, or answer histories, a JSON line each, with lists."""
+def run(steps: Annotated[list[str], typer.Argument(help="train evaluate gate score")], day: Day) -> None:
+    """Run torch steps for one day, in order."""
     settings, wanted = load_settings(), parse_day(day)
-    lake = Lake(settings.lake_path, tuple(settings.event_types))
-    if steps == [RECOMMEND]:
-        from models.recommend import answers
-
-        for answer in answers(iter(sys.stdin.readline, ""), lake, settings, wanted, policy):
-            print(answer, flush=True)
-        return
-    if policy is not None:
-        raise BadRequest(f"--policy is for `{RECOMMEND}` alone; a step takes the policy that the lake names.")
+    lake = _lake(settings)
     for step in map(find_step, steps):
         carry_out(lake, step, DayRange(wanted, wanted), lake, settings, wanted)
+
+
+@app.command()
+def recommend(day: Day, policy: Annotated[str | None, typer.Option(help="a policy version, or popularity; else what the day's verdict serves")] = None) -> None:
+    """Answer histories, a JSON line each on stdin, with lists on stdout."""
+    from models.recommend import answers
+
+    settings = load_settings()
+    for answer in answers(iter(sys.stdin.readline, ""), _lake(settings), settings, parse_day(day), policy):
+        print(answer, flush=True)
+
+
+@app.command("export-transitions")
+def export_transitions(
+    folder: Path,
+    to: Annotated[str, typer.Option(help=" ".join(EXPORT_FORMATS))],
+    day: Annotated[str | None, typer.Option(help="last day, and what is known by then; else the newest")] = None,
+    first: Annotated[str | None, typer.Option("--from", help="first day; else that of training's window")] = None,
+    history: Annotated[int, typer.Option(min=1, help="last steps that a state holds")] = HISTORY,
+) -> None:
+    """Export transitions."""
+    from models.export import export_transitions as write
+    from models.export import told
+
+    settings = load_settings()
+    last, begin = (parse_day(text) if text else None for text in (day, first))
+    print(f"{folder}: {told(write(_lake(settings), settings, folder, to, last, begin, history))}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Both are read from the lake without a JVM. Whoever ranks items is a `Ranker`: th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, Protocol
@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.contracts.errors import FutureData
-from jobs.lake import Lake
+from jobs.lake import DataFile, Lake
 
 END_CODES = {"terminated": 1, "truncated_gap": 2, "truncated_window": 3, "immature": 4}
 EPOCH = date(1970, 1, 1)
+_COLUMNS = ("user_id", "event_time", "step", "item", "event_type", "response", "reward", "first", "end", "propensity")
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float32]
@@ -45,7 +46,7 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Steps:
-    """Steps sorted by user, time, position and event id: user k owns the rows offsets[k]..offsets[k + 1] (exclusive)."""
+    """Steps sorted by user, day and place in the day: user k owns the rows offsets[k]..offsets[k + 1] (exclusive)."""
 
     user_ids: tuple[str, ...]
     offsets: Ints  # [users + 1]
@@ -95,8 +96,9 @@ def load_catalogue(lake: Lake, day: date, version: int | None = None) -> Catalog
         table = lake.read("silver.items", ["item_id", "category", "title", "available"], holds)
         rows = {row["item_id"]: row for row in table.to_pylist()}
     if lake.exists("gold.transitions"):
-        met = pc.unique(lake.read("gold.transitions", ["item_id"], pc.field("day") <= day, version)["item_id"])
-        rows |= {item_id: {} for item_id in met.to_pylist() if item_id not in rows}
+        met = pc.unique(lake.read("gold.transitions", ["item"], pc.field("day") <= day, version)["item"])
+        known = lake.read("gold.item_index", ["item_id"], pc.field("item").isin(met))["item_id"]
+        rows |= {item_id: {} for item_id in known.to_pylist() if item_id not in rows}
     item_ids = sorted(rows)
     return Catalogue(
         item_ids=("", *item_ids),
@@ -147,7 +149,7 @@ def version_as_of(lake: Lake, first_day: date, day: date) -> int:
     if candidate is None or day not in made or _knows_more(lake, day, within, candidate):
         raise FutureData(
             f"gold.transitions in {lake.root} knows more than {day}: some of its rows were made again with later arrivals, and no version of it "
-            f"ends with {day}. Train a later day, or make the tables up to {day} in a new lake first (`nightjar backfill --to {day}`)."
+            f"ends with {day}. Take a later day, or make the tables up to {day} in a new lake first (`nightjar backfill --to {day}`)."
         )
     return candidate
 
@@ -159,35 +161,81 @@ def _knows_more(lake: Lake, day: date, within: pc.Expression, version: int) -> b
 
 def load_steps(lake: Lake, catalogue: Catalogue, event_types: Sequence[str], first_day: date, last_day: date, version: int | None = None) -> Steps:
     """Steps of the days first_day..last_day as a version of gold.transitions holds them (None = the newest)."""
-    columns = ["user_id", "event_time", "position", "event_id", "item_id", "event_type", "response", "reward", "first", "end", "propensity", "day"]
-    within = (pc.field("day") >= first_day) & (pc.field("day") <= last_day)
-    table = lake.read("gold.transitions", columns, within, version)
-    # A step without a position comes before those of the same instant that have one.
-    table = table.set_column(2, "position", pc.fill_null(table["position"], -1))
-    table = table.sort_by([(name, "ascending") for name in ("user_id", "event_time", "position", "event_id")])
-    return make_steps({name: table[name] for name in columns}, catalogue, event_types)
+    return read_steps(lake, files_of(lake, first_day, last_day, version), item_places(lake, catalogue), event_types)
 
 
-def make_steps(columns: Mapping[str, pa.ChunkedArray], catalogue: Catalogue, event_types: Sequence[str]) -> Steps:
-    """Steps from the columns of gold.transitions, rows already in order of user and time."""
-    users = columns["user_id"].combine_chunks().dictionary_encode()  # codes ascend, as the rows are sorted by user
-    counts = np.bincount(users.indices.to_numpy(), minlength=len(users.dictionary))
+def files_of(lake: Lake, first_day: date, last_day: date, version: int | None = None) -> list[DataFile]:
+    """The files of a version of gold.transitions that hold the days first_day..last_day, in order of the day."""
+    return [file for file in lake.files("gold.transitions", version) if first_day <= date.fromisoformat(file.partition["day"]) <= last_day]
+
+
+def item_places(lake: Lake, catalogue: Catalogue) -> NDArray[np.int32]:
+    """Index into the catalogue of each item by its number in gold.item_index; 0 for those that are not in it, and for the number 0."""
+    index = lake.read("gold.item_index", ["item", "item_id"])
+    places = np.zeros((pc.max(index["item"]).as_py() or 0) + 1, dtype=np.int32)
+    found = pc.index_in(index["item_id"], value_set=pa.array(catalogue.item_ids[1:], pa.string()))
+    places[index["item"].to_numpy()] = pc.fill_null(pc.add(found, 1), 0).to_numpy()
+    return places
+
+
+def read_steps(lake: Lake, files: Sequence[DataFile], places: NDArray[np.int32], event_types: Sequence[str]) -> Steps:
+    """Steps of some files of gold.transitions, of which no other is opened; `places` as of `item_places`."""
+    tables = [lake.read_file("gold.transitions", file, _COLUMNS) for file in files]
+    rows = pa.concat_tables(tables) if tables else lake.schema("gold.transitions").empty_table()
+    days = np.array([day_number(date.fromisoformat(file.partition["day"])) for file in files], dtype=np.int32)
+    day = np.repeat(days, [table.num_rows for table in tables])
+    user_ids, order, counts = _order(rows["user_id"], day, rows["step"].to_numpy())
     return Steps(
-        user_ids=tuple(users.dictionary.to_pylist()),
+        user_ids=user_ids,
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        item=_codes(columns["item_id"], catalogue.item_ids[1:]).astype(np.int32),
-        event=_codes(columns["event_type"], event_types).astype(np.int8),
-        response=_codes(columns["response"], event_types).astype(np.int8),
-        reward=columns["reward"].to_numpy().astype(np.float32),
-        time=pc.cast(columns["event_time"], pa.int64()).to_numpy() // 1_000_000,
-        first=columns["first"].to_numpy().astype(np.bool_),
-        end=_codes(columns["end"], list(END_CODES)).astype(np.int8),
-        propensity=columns["propensity"].to_numpy().astype(np.float32),
-        day=pc.cast(columns["day"], pa.int32()).to_numpy().astype(np.int32),
+        item=places[rows["item"].to_numpy()][order],
+        event=_codes(rows["event_type"], event_types)[order],
+        response=_codes(rows["response"], event_types)[order],
+        reward=rows["reward"].to_numpy().astype(np.float32)[order],
+        time=(pc.cast(rows["event_time"], pa.int64()).to_numpy() // 1_000_000)[order],
+        first=rows["first"].to_numpy().astype(np.bool_)[order],
+        end=_codes(rows["end"], list(END_CODES))[order],
+        propensity=rows["propensity"].to_numpy().astype(np.float32)[order],
+        day=day[order],
     )
 
 
-def _codes(values: pa.ChunkedArray, names: Sequence[str]) -> Ints:
+def _order(user_id: pa.ChunkedArray, day: NDArray[np.int32], step: NDArray[np.int32]) -> tuple[tuple[str, ...], Ints, Ints]:
+    """The users, sorted; the order by user, day and step of rows whose days ascend; and how many rows each user has."""
+    dictionary, code = _dictionary(user_id)
+    ascending = pc.sort_indices(dictionary).to_numpy()
+    place = np.empty(len(ascending), dtype=np.int64)
+    place[ascending] = np.arange(len(ascending))
+    # A file is sorted by user and step: it is enough to sort runs, of a user's rows of a day, by the user.
+    begins = np.ones(len(code), dtype=np.bool_)
+    begins[1:] = (code[1:] != code[:-1]) | (day[1:] != day[:-1])
+    start = np.flatnonzero(begins)
+    size, user = np.diff(start, append=len(code)), place[code[start]]
+    runs = np.argsort(user, kind="stable")
+    moved = start[runs] - (np.cumsum(size[runs]) - size[runs])
+    order = np.arange(len(code)) + np.repeat(moved, size[runs])
+    is_split = (np.diff(user[runs]) == 0) & (np.diff(day[start[runs]]) == 0)
+    if is_split.any() or not np.all((step[1:] > step[:-1]) | begins[1:]):
+        order = np.lexsort((step, day, place[code]))  # some file is not sorted
+    counts = np.bincount(user, weights=size, minlength=len(ascending)).astype(np.int64)
+    return tuple(dictionary.take(ascending).to_pylist()), order, counts
+
+
+def _dictionary(column: pa.ChunkedArray) -> tuple[pa.Array, NDArray[np.int32]]:
+    """Distinct values, and the place of each row's value among them; one behind the last where it is null."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    column = column.unify_dictionaries()
+    if column.num_chunks == 0:
+        return pa.array([], pa.string()), np.zeros(0, dtype=np.int32)
+    dictionary = column.chunk(0).dictionary
+    indices = pa.chunked_array([chunk.indices for chunk in column.chunks])
+    return dictionary, pc.fill_null(indices, len(dictionary)).to_numpy()
+
+
+def _codes(column: pa.ChunkedArray, names: Sequence[str]) -> NDArray[np.int8]:
     """1-based place of each value in `names`, 0 where it is null or none of them."""
-    found: Ints = pc.fill_null(pc.add(pc.index_in(values, value_set=pa.array(names, pa.string())), 1), 0).to_numpy().astype(np.int64)
+    dictionary, places = _dictionary(column)
+    code = pc.fill_null(pc.add(pc.index_in(dictionary, value_set=pa.array(names, pa.string())), 1), 0).to_numpy()
+    found: NDArray[np.int8] = np.append(code, 0).astype(np.int8)[places]
     return found

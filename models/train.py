@@ -30,6 +30,7 @@ from jobs.steps import find_step
 from jobs.storage import whole_folder
 from models.data import Bools, Catalogue, Floats, Ints, Steps, day_number, load_availability, load_catalogue, load_steps, version_as_of
 from models.gate import MANIFEST, POLICIES
+from models.loader import cut
 from models.losses import catalogue_logsumexp, chosen_score, head_of, n_step_targets
 from models.network import ItemTable, Network, NetworkConfig, Windows, category_paths, item_table, popularity_by_day, windows_of
 from models.policy import device_of_choice, save_policy
@@ -206,10 +207,9 @@ def _schedule(done: float) -> float:
 def plan_epoch(offsets: Ints, train: Train, rng: np.random.Generator) -> Iterator[tuple[Ints, Ints, Ints]]:
     """Batches of windows: where each begins, where it ends (exclusive), and its first fresh step; each step is fresh once.
 
-    A user with more steps than `context` is cut at places that differ from epoch to epoch; a later window looks back on at least
-    a third of `context`. Windows of about the same length share a batch, which has at most `batch_steps` steps with padding.
+    Users are cut as by `cut`. Windows of about the same length share a batch, which has at most `batch_steps` steps with padding.
     """
-    begins, ends, fresh = _cut(offsets, train.context, rng)
+    begins, ends, fresh = cut(offsets, train.context, rng)
     length = ends - begins
     order = np.argsort(length + rng.uniform(0, 1 + length / 8))
     batches: list[Ints] = []
@@ -225,19 +225,6 @@ def plan_epoch(offsets: Ints, train: Train, rng: np.random.Generator) -> Iterato
         batches.append(np.array(rows))
     for batch in rng.permutation(len(batches)).tolist():
         yield begins[batches[batch]], ends[batches[batch]], fresh[batches[batch]]
-
-
-def _cut(offsets: Ints, context: int, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:
-    stride = context - context // 3
-    windows = []
-    for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-        end = min(stop, start + context - int(rng.integers(0, stride))) if stop - start > context else stop
-        fresh = start
-        while fresh < stop:
-            windows.append((max(start, end - context), end, fresh))
-            fresh, end = end, min(stop, end + stride)
-    begins, ends, firsts = np.array(windows, dtype=np.int64).reshape(-1, 3).T
-    return begins, ends, firsts
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ def test_a_package_imports_only_what_it_may(package: str) -> None:
         ("jobs.steps", ("pyarrow", "deltalake", "pyspark", "numpy")),
         ("models.train", ("pyspark", "airflow")),
         ("models.score", ("pyspark", "airflow")),
+        ("models.export", ("pyspark", "torch", "h5py", "minari")),
         ("jobs.world.simulate", ("pyspark", "torch")),
     ],
 )

@@ -55,6 +55,14 @@ class FolderTaken(NightjarError):
     """A folder to be written that holds something else."""
 
 
+class FolderUnwritable(NightjarError):
+    """A folder to be written that can't be, or a disk that refuses under way."""
+
+
+class LibraryMissing(NightjarError):
+    """A library that only some commands need, and that is not installed."""
+
+
 class ContractBroken(NightjarError):
     """A table whose columns differ from its contract."""
 
@@ -76,7 +84,7 @@ class FutureData(NightjarError):
 
 
 class UnknownFormat(NightjarError):
-    """A name that is no format of a public data set."""
+    """A name that is no format of a public data set, or of an export."""
 
 
 class BadSource(NightjarError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 UNATTRIBUTED_REASONS = {
@@ -18,6 +19,8 @@ UNATTRIBUTED_REASONS = {
     "too_late": "the user's last step with the item lies further back than `maturity_days` of the event type",
 }
 MAX_LENGTH = 200
+MICRO = 1_000_000  # a reward is kept in millionths until it is summed, so that the order of a sum changes no bit
+_LARGEST = "1e9"  # the reward of one event; a larger one counts as 0, as does what is no number
 # SQL that makes an exact number of a double, so that the order of a sum changes no bit; what is missing, not finite or
 # beyond 1e22 counts as 0.
 AMOUNT = "coalesce(try_cast({} as decimal(28,6)), 0)"
@@ -26,8 +29,19 @@ _TOKEN = re.compile(r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P
 _FUNCTIONS = {"min": "least", "max": "greatest"}
 
 
+def micros_sql(rewards: Mapping[str, str]) -> str:
+    """SQL, for Spark and DuckDB alike, for the reward of an event in whole millionths, given the expression of each event type."""
+    value = "case when abs(value) < 1e22 then value else 0e0 end"
+    cases = " ".join(f"when '{name}' then {_rounded(reward_sql(reward).replace('value', value))}" for name, reward in rewards.items())
+    return f"case event_type {cases} else cast(0 as bigint) end"
+
+
+def _rounded(reward: str) -> str:
+    return f"case when abs({reward}) < {_LARGEST} then cast(floor({reward} * {MICRO}e0 + 0.5e0) as bigint) else cast(0 as bigint) end"
+
+
 def reward_sql(expression: str) -> str:
-    """Spark SQL for a reward expression: a double over the column `value`, which must not be null.
+    """SQL, for Spark and DuckDB alike, for a reward expression: a double over the column `value`, which must not be null.
 
     Raises ValueError, which names the position (from 1), what was expected there and what came.
     """
@@ -118,7 +132,8 @@ class _Parser:
     def _number(self) -> str:
         if not math.isfinite(float(self._tokens[0].text)):
             raise self._unexpected("a number below 1e308")
-        return f"{float(self._tokens.pop(0).text)!r}D"
+        number = repr(float(self._tokens.pop(0).text))
+        return number if "e" in number else f"{number}e0"  # with an exponent it is a double everywhere
 
     def _take(self, sign: str) -> None:
         if self._tokens[0].text != sign:

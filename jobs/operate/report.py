@@ -232,12 +232,14 @@ def _recent(lake: Lake, day: date, users: Sequence[str], titles: Mapping[str, st
 
     if not users or not lake.exists("gold.transitions"):
         return {}
-    columns = ["user_id", "event_time", "position", "event_id", "item_id", "event_type", "response"]
+    columns = ["user_id", "event_time", "step", "item", "event_type", "response"]
     lately = (ds.field("day") <= day) & (ds.field("day") > day - timedelta(days=TREND_DAYS)) & ds.field("user_id").isin(list(users))
-    rows = lake.read("gold.transitions", columns, lately).sort_by([(key, "descending") for key in ("event_time", "position", "event_id")])
+    rows = lake.read("gold.transitions", columns, lately).sort_by([(key, "descending") for key in ("event_time", "step")])
+    index = lake.read("gold.item_index", ["item", "item_id"], ds.field("item").isin(rows["item"].unique()))
+    names = {item: titles.get(item_id, item_id) for item, item_id in zip(index["item"].to_pylist(), index["item_id"].to_pylist(), strict=True)}
     recent: dict[str, list[str]] = {user: [] for user in users}
     for row in rows.to_pylist():
         if len(recent[row["user_id"]]) < RECENT_STEPS:
             answer = f" → {row['response']}" if row["response"] else ""
-            recent[row["user_id"]].append(f"{titles.get(row['item_id'], row['item_id'])} ({row['event_type']}{answer})")
+            recent[row["user_id"]].append(f"{names[row['item']]} ({row['event_type']}{answer})")
     return recent

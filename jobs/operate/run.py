@@ -43,7 +43,7 @@ def run_steps(work: Sequence[tuple[str, DayRange]], settings: Settings) -> None:
     lake = Lake(settings.lake_path, tuple(settings.event_types))
     for (engine, night), group in itertools.groupby(steps, key=lambda item: (item[0].engine, item[1] if item[0].engine == "torch" else None)):
         if night:
-            run_models([step.name for step, _ in group], "--day", str(night.first))
+            run_models("run", [step.name for step, _ in group], "--day", str(night.first))
             continue
         with _spark(settings) if engine == "spark" else nullcontext() as spark:
             for step, days in group:

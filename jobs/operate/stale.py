@@ -40,8 +40,10 @@ from jobs.operate.run import run_steps
 from jobs.settings import Settings
 from jobs.steps import FEATURES_DAILY, POLICY_DAILY, STEPS, find_step
 from jobs.transitions.cuts import reach_days
+from jobs.transitions.items import INDEX
 
 INTERACTIONS, TRANSITIONS, ITEMS, STATISTICS = "silver.interactions", "gold.transitions", "silver.items", "gold.feature_statistics"
+SET_ASIDE = "gold.set_aside"
 # What the features of an entity read of the items that hold on a day.
 _READ_OF_ITEMS = {"user": "item_id, category[1], embeddings", "item": "item_id, category[1], price, first_known"}
 # A source of silver, what tells its rows' subjects apart, and the tables that are made from it, subject by subject.
@@ -200,11 +202,12 @@ class _Search:
 
     def features(self) -> None:
         """A partial counts what arrived on its day; a snapshot sums the partials of a window, and knows the items that hold on its day."""
+        self._users_near_the_limits()
         for entity in ENTITIES:
             key, partials, features = f"{entity}_id", f"gold.{entity}_partials", f"gold.{entity}_features"
             changes = self._changes(partials)
             self._tell_all(partials, f"select day, min(reason), count(distinct ({key}, event_day, event_type)) from {changes} group by day")
-            otherwise = self._tell_other_rules(features, features, "the features are declared otherwise")
+            otherwise = self._tell_other_rules(features, features, "the features are declared otherwise, or the limits are others")
             self.duck.execute("create or replace temp table met (day date, reason varchar, id varchar)")
             made = self._made(features).keys() - otherwise
             self._meet(f"select {key} as id, event_day, arrival_day, '{partials} is stale' as reason from {changes}", made)
@@ -215,6 +218,20 @@ class _Search:
             for day, reason in self._other_items(features, _READ_OF_ITEMS[entity], made):
                 self.duck.execute(f"insert into met select day, '{reason}', {key} from ({self._rows(self.lake, features, [day])})")
             self._tell_all(features, "select day, min(reason), count(distinct id) from met group by day")
+
+    def _users_near_the_limits(self) -> None:
+        """Only who has as many events as a limit can come to be set aside, or not to be."""
+        changes = self._changes(SET_ASIDE)
+        arrived = self._rows(self.lake, INTERACTIONS, [day for (day,) in self.duck.sql(f"select distinct day from {changes}").fetchall()])
+        fewest = min(self.settings.limits.events_per_day, self.settings.limits.events_per_minute)
+        many = f"""
+            select user_id, event_day, day from (
+                select user_id, day as event_day, arrival_day as day from ({arrived}) union all select user_id, event_day, day from {changes}
+            ) group by all having count(*) > {fewest}
+        """
+        near = f"{changes} semi join ({many}) using (user_id, event_day, day)"
+        self._tell_all(SET_ASIDE, f"select day, min(reason), count(distinct (user_id, event_day)) from {near} group by day")
+        self._tell_other_rules(SET_ASIDE, SET_ASIDE, "the limits are others")
 
     def _other_items(self, features: str, read: str, days: Collection[date]) -> Iterator[tuple[date, str]]:
         """Days on which something else is known of some item than their snapshots were made from, and why. A category is shared: any row may change."""
@@ -261,16 +278,23 @@ class _Search:
         if not all(map(self.lake.exists, find_step("transitions").writes)):
             return
         changes, reach, steps = self._changes(TRANSITIONS), reach_days(self.settings), ", ".join(f"'{name}'" for name in self.settings.step_types)
-        for table in find_step("transitions").writes:
-            otherwise = self._tell_other_rules(table, "transitions", "the settings of rewards or episodes are others")
+        for table in (TRANSITIONS, "gold.candidate_sets", "gold.unattributed", "gold.rewards"):  # a number, once given, stays
+            otherwise = self._tell_other_rules(table, "transitions", "the settings of rewards, episodes or limits are others")
         self.duck.execute(f"delete from {changes} where {one_of('day', otherwise)}")
-        for table, come in ((TRANSITIONS, f"event_type in ({steps})"), ("gold.unattributed", f"event_type not in ({steps})")):
-            near = f"held.user_id = changed.user_id and abs(date_diff('day', held.day, changed.event_day)) <= {reach}"
-            held = f"select changed.day, changed.reason, held.event_id from {changes} as changed join {self._named(self.lake.dataset(table))} as held on {near}"
-            rows = f"select day, reason, event_id from {changes} where {come} union {held}"
-            self._tell_all(table, f"select day, min(reason), count(distinct event_id) from ({rows}) group by day")
+        near = f"abs(date_diff('day', held.day, changed.event_day)) <= {reach}"
+        for table, come, key, joined in (
+            (TRANSITIONS, f"event_type in ({steps})", "held.user_id, held.day, held.step", "held.user_id = changed.user_id"),
+            ("gold.unattributed", f"event_type not in ({steps})", "held.event_id", "held.user_id = changed.user_id"),
+            ("gold.rewards", "true", "held.day, held.event_day, held.event_type, held.reason", "true"),
+        ):
+            held = f"from {changes} as changed join {self._named(self.lake.dataset(table))} as held on {joined} and {near}"
+            rows = f"select day, reason, {{'event_id': event_id}}::varchar as key from {changes} where {come}"
+            rows += f" union select changed.day, changed.reason, row({key})::varchar {held}"
+            self._tell_all(table, f"select day, min(reason), count(distinct key) from ({rows}) group by day")
         listed = f"select day, min(reason), count(distinct event_id) from {changes} where event_type in ({steps}) and listed group by day"
         self._tell_all("gold.candidate_sets", listed)
+        new = f"item_id not in (select item_id from {self._named(self.lake.dataset(INDEX))})"
+        self._tell_all(INDEX, f"select day, min(reason), count(distinct item_id) from {changes} where {new} group by day")
 
     def _changes(self, target: str) -> str:
         """Make a table of the rows of silver.interactions that differ, or will, from those that the target was made from, by the day of its run."""
@@ -350,7 +374,7 @@ class _Search:
         """
         names = [column.name for column in lake.columns(table)]
         column = "valid_from" if "valid_from" in names else "arrival_day" if "arrival_day" in names else "day"
-        among = days if partitions is None and TABLES[table].partition_by == column else partitions
+        among = days if partitions is None and TABLES[table].day_column == column else partitions
         there = version is None or lake.is_whole(table, version, among)
         name = self._named(lake.dataset(table, version, among) if there else lake.schema(table).empty_table())
         if column == "valid_from":

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from jobs.contracts.days import DayRange
 from jobs.contracts.errors import AuditFailed
+from jobs.contracts.rewards import micros_sql
 from jobs.database import database
 from jobs.lake import Lake
 from jobs.settings import Settings
@@ -36,10 +37,12 @@ def run(lake: Lake, settings: Settings, days: DayRange) -> None:
 
 @contextmanager
 def opened(lake: Lake, versions: Mapping[str, int], settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database that sees the given versions of some tables as views: `gold.recommendations` is `gold_recommendations`."""
+    """A database that sees the given versions of some tables as views, `gold.recommendations` as `gold_recommendations`, and knows `reward_micros`."""
     with database(settings.duckdb) as duck:
         for table, version in versions.items():
             duck.register(table.replace(".", "_"), lake.dataset(table, version))
+        worth = micros_sql({name: event_type.reward for name, event_type in settings.event_types.items()})
+        duck.execute(f"create temp macro reward_micros(event_type, value) as {worth}")
         yield duck
 
 

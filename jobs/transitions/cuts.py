@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 
+from jobs.contracts.days import portions
 from jobs.settings import Settings
 
 
@@ -65,6 +66,25 @@ def looks(as_of: Mapping[date, date], reach: int, last: date) -> list[Look]:
     cuts = {day: max(by, last) for day, by in as_of.items()}
     wanted = {(near, cut) for day, cut in cuts.items() for near in around(day, reach)}
     return [Look(day, cut, as_of[day] if cuts.get(day) == cut else None) for day, cut in sorted(wanted)]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Looks that share a cut, for one task to take: the days, and the `as_of_day` of each as in `Look`."""
+
+    cut: date
+    days: list[date]
+    as_of_days: list[date | None]
+
+
+def sights(looks: Iterable[Look], sizes: Mapping[date, int], most: int) -> list[Sight]:
+    """The looks, put together where their days have `most` rows or fewer."""
+    as_of = {(look.cut, look.day): look.as_of_day for look in looks}
+    return [
+        Sight(cut, days, [as_of[cut, day] for day in days])
+        for cut in sorted({cut for cut, _ in as_of})
+        for days in portions(sorted(day for other, day in as_of if other == cut), sizes, most)
+    ]
 
 
 def around(day: date, reach: int) -> Iterable[date]:

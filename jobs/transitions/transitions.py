@@ -2,34 +2,50 @@
 
 Nothing of a user's history is copied into a row, and episodes have no number: `first` and `end` depend on the two
 neighbouring steps alone, so that a day can be rebuilt from the days around it.
+
+Spark spreads the work and writes. Inside a task it is Arrow: what days show is read once and parted by user, and what belongs
+to a user is then worked out column by column, in `sequences`. Spark's window functions would sort all rows once for each of four
+orders, at five times the CPU time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+import math
+from collections.abc import Iterable, Iterator
 from datetime import date
 from typing import TYPE_CHECKING
+from zlib import crc32
 
-from pyspark.sql import Window
-from pyspark.sql import functions as sf
+import duckdb
+import numpy as np
+import pyarrow as pa  # not for the type checker alone: Spark reads the type hints of functions that it is given
+import pyarrow.compute as pc
+from pyspark.sql.pandas.types import from_arrow_schema
+from pyspark.storagelevel import StorageLevel
 
 from jobs.contracts.days import DayRange
-from jobs.contracts.rewards import AMOUNT, reward_sql
+from jobs.contracts.rewards import MICRO, UNATTRIBUTED_REASONS
+from jobs.database import database, one_of
 from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.steps import find_step
-from jobs.transitions.cuts import Look, around, as_of_days, looks, maturity_days, reach_days, touched
+from jobs.transitions.cuts import Sight, around, as_of_days, looks, reach_days, sights, touched
+from jobs.transitions.items import INDEX, number_items
+from jobs.transitions.parcels import packed, unpacked
+from jobs.transitions.sequences import ENDS, STEPS, SUMS, Rules, outcomes
+from jobs.transitions.sources import SILVER, Sources
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame, SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
-SILVER = "silver.interactions"
-USER = ("cut", "user_id")
-STEP_ORDER = ("event_time", "position", "event_id")  # a missing position comes first
+_SIGHT_EVENTS = 500_000  # that a task reads at once
+_GROUP_EVENTS = 1_000_000  # of the users that a task works out at once, in some 300 MB
+_PARCEL_ROWS = 1 << 17  # at most; what goes through the driver is one of them at a time
 
 
 def run(spark: SparkSession, lake: Lake, settings: Settings, days: DayRange) -> None:
-    """Write candidate sets, unattributed rewards and transitions of `days`, and of earlier days about which something became known on `days`.
+    """Write candidate sets, rewards and transitions of `days`, and of earlier days about which something became known on `days`.
 
     Raises NotReady when silver does not hold the days yet.
     """
@@ -39,31 +55,37 @@ def run(spark: SparkSession, lake: Lake, settings: Settings, days: DayRange) -> 
         lake.ensure(table)
     versions = lake.versions(step.writes)
     inputs = lake.versions(step.reads)
-    silver = lake.frame(spark, SILVER, inputs[SILVER])
     reach = reach_days(settings)
-    gone = {near for day in went(lake, days, inputs[SILVER]) for near in around(day, reach)}
-    rebuilt = gone | touched(days, reach, arrivals(silver, days)).keys()
-    nights = {*days}.union(*map(lake.done, step.writes))  # one that is just being written counts already
-    near = {near for day in rebuilt for near in around(day, reach)}
-    newest = touched(nights, reach, arrivals(silver.where(sf.col("day").isin(sorted(near))), nights))
-    as_of = as_of_days(newest, rebuilt)
-    seen = visible(spark, silver, looks(as_of, reach, days.last), settings)
-    events = attributed(with_neighbours(narrow(seen, settings)), settings).persist()
+    with database(settings.duckdb) as duck:
+        duck.register("interactions", lake.dataset(SILVER, inputs[SILVER]))
+        gone = {near for day in went(lake, days, inputs[SILVER]) for near in around(day, reach)}
+        rebuilt = gone | touched(days, reach, arrivals(duck, one_of("arrival_day", days))).keys()
+        nights = {*days}.union(*map(lake.done, step.writes))  # one that is just being written counts already
+        near = {near for day in rebuilt for near in around(day, reach)}
+        newest = touched(nights, reach, arrivals(duck, f"{one_of('day', near)} and {one_of('arrival_day', nights)}"))
+        as_of = as_of_days(newest, rebuilt)
+        known = f"{one_of('day', near)} and arrival_day <= date '{max(nights)}'"
+        sizes = dict(duck.sql(f"select day, count(*) from interactions where {known} group by day").fetchall())
+        number_items(lake, duck, days, known, inputs, versions[INDEX])
+    sources = Sources(lake, settings, inputs[SILVER], lake.version(INDEX))
+    seen = spread(spark, sights(looks(as_of, reach, days.last), sizes, _SIGHT_EVENTS))
+    made = made_of(seen, sources, math.ceil(sum(sizes.values()) / _GROUP_EVENTS / settings.episodes.buckets)).persist(StorageLevel.DISK_ONLY)
     try:
-        for table, frame in (
-            ("gold.candidate_sets", candidate_sets(seen)),
-            ("gold.unattributed", unattributed(events, reach)),
-            ("gold.transitions", transitions(events, settings)),
+        for table, rows in (
+            ("gold.candidate_sets", candidate_sets(seen, sources)),
+            ("gold.unattributed", unattributed(made, settings)),
+            ("gold.rewards", rewards(made, settings)),
         ):
-            lake.replace_frame(table, frame, step.name, [*days], inputs, gone | as_of.keys(), versions[table], settings.rules(step.name))
+            lake.replace(table, rows, step.name, [*days], inputs, gone | as_of.keys(), versions[table], settings.rules(step.name))
+        frame, table = transitions(made, settings), "gold.transitions"
+        lake.replace_frame(table, frame, step.name, [*days], inputs, gone | as_of.keys(), versions[table], settings.rules(step.name))
     finally:
-        events.unpersist()
+        made.unpersist()
 
 
-def arrivals(interactions: DataFrame, days: Iterable[date]) -> list[tuple[date, date]]:
-    """Pairs (event day, arrival day) of the rows that arrived on `days`."""
-    arrived = interactions.where(sf.col("arrival_day").isin(sorted(days)))
-    return [(row["day"], row["arrival_day"]) for row in arrived.select("day", "arrival_day").distinct().collect()]
+def arrivals(duck: duckdb.DuckDBPyConnection, condition: str) -> list[tuple[date, date]]:
+    """Pairs (event day, arrival day) of the interactions that meet a condition."""
+    return duck.sql(f"select distinct day, arrival_day from interactions where {condition}").fetchall()
 
 
 def went(lake: Lake, days: DayRange, version: int) -> set[date]:
@@ -83,138 +105,105 @@ def went(lake: Lake, days: DayRange, version: int) -> set[date]:
     }
 
 
-def visible(spark: SparkSession, interactions: DataFrame, looks: list[Look], settings: Settings) -> DataFrame:
-    """Rows that each look shows, with its `cut` and `as_of_day`, `is_step`, and the items that could have been chosen, sorted."""
-    look = spark.createDataFrame([(look.day, look.cut, look.as_of_day) for look in looks], "day date, cut date, as_of_day date")
-    items = sf.array_sort(sf.array_distinct(sf.array_compact("candidates")))
-    return (
-        interactions.where(sf.col("day").isin(sorted({look.day for look in looks})))
-        .join(sf.broadcast(look), on="day", how="inner")
-        .where(sf.col("arrival_day") <= sf.col("cut"))
-        .withColumn("is_step", sf.col("event_type").isin(*settings.step_types))
-        .withColumn("items", sf.when(sf.col("is_step") & (sf.size(items) > 0), items))
-    )
+def spread(spark: SparkSession, sights: list[Sight]) -> DataFrame:
+    """The sights, each for a task of its own to take."""
+    rows = [(sight.cut, sight.days, sight.as_of_days) for sight in sights]
+    return spark.createDataFrame(spark.sparkContext.parallelize(rows, max(len(rows), 1)), "cut date, days array<date>, as_of_days array<date>")
 
 
-def candidate_sets(visible: DataFrame) -> DataFrame:
-    """The distinct candidate sets of each day: `candidate_set`, `items`, `day`."""
-    return (
-        visible.where(sf.col("as_of_day").isNotNull() & sf.col("items").isNotNull())
-        .groupBy("day", _candidate_set().alias("candidate_set"))
-        .agg(sf.any_value("items").alias("items"))
-        .repartition("day")
-        .sortWithinPartitions("day", "candidate_set")
-    )
+def made_of(sights: DataFrame, sources: Sources, parts: int) -> DataFrame:
+    """What `sequences.outcomes` makes of what the sights show: `kind` (steps, strays or sums) and `parcel`.
 
-
-def narrow(visible: DataFrame, settings: Settings) -> DataFrame:
-    """Visible rows without what no transition needs, each with its own `reward` (a decimal), clustered by user."""
-    value = sf.when(sf.abs("value") < 1e22, sf.col("value")).otherwise(sf.lit(0.0))
-    reward = sf.lit(0).cast("decimal(28,6)")
-    for name, event_type in settings.event_types.items():
-        reward = sf.when(sf.col("event_type") == name, sf.expr(AMOUNT.format(reward_sql(event_type.reward)))).otherwise(reward)
-    return (
-        visible.withColumn("value", value)
-        .select(
-            *("cut", "as_of_day", "day", "user_id", "event_time", "position", "event_id", "item_id", "event_type", "request_id", "propensity", "is_step"),
-            reward.alias("reward"),
-            _candidate_set().alias("candidate_set"),
-        )
-        # Every window below then finds a user's rows in one place: this is the one shuffle but for the writer's.
-        .repartition(*USER)
-    )
-
-
-def with_neighbours(events: DataFrame) -> DataFrame:
-    """Add `previous_time` and `next_time`, the times of the user's steps before and after a step."""
-    order = Window.partitionBy(*USER, "is_step").orderBy(*STEP_ORDER)
-    return events.select(
-        "*",
-        sf.when(sf.col("is_step"), sf.lag("event_time").over(order)).alias("previous_time"),
-        sf.when(sf.col("is_step"), sf.lead("event_time").over(order)).alias("next_time"),
-    )
-
-
-def attributed(events: DataFrame, settings: Settings) -> DataFrame:
-    """Add the `step` that each event belongs to (event_id, day, next_time; null = none), and its `latest_step`, whatever its age.
-
-    A step belongs to itself. An answer belongs to the step of the same request, user and item, else to the latest one of the
-    user and item; neither lies after the answer, nor more than the maturity of its type before it.
+    The users of a bucket are worked out in as many `parts`.
     """
-    maturity = sf.lit(0)
-    for name, event_type in settings.event_types.items():
-        maturity = sf.when(sf.col("event_type") == name, sf.lit(event_type.maturity_days)).otherwise(maturity)
-    step = sf.when(sf.col("is_step"), sf.struct("event_id", "day", "next_time"))
-    # At the same instant the step comes before its answer.
-    order = ("event_time", sf.col("is_step").desc(), "position", "event_id")
-    past = (Window.unboundedPreceding, Window.currentRow)
-    by_item = sf.last(step, ignorenulls=True).over(Window.partitionBy(*USER, "item_id").orderBy(*order).rowsBetween(*past))
-    by_request = sf.last(step, ignorenulls=True).over(Window.partitionBy(*USER, "item_id", "request_id").orderBy(*order).rowsBetween(*past))
+    rules, buckets = Rules.of(sources.settings), sources.settings.episodes.buckets
+    groups = buckets * max(parts, 1)
 
-    def in_time(step: str) -> Column:
-        return sf.when(sf.date_diff("day", sf.col(step)["day"]) <= maturity, sf.col(step))
+    def parted(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for cut, rows in sources.looked_at(batches):
+            users = rows["user_id"].combine_chunks().dictionary_encode()
+            group = np.array([crc32(user.encode()) % groups for user in users.dictionary.to_pylist()], dtype=np.int32)[users.indices]
+            order = np.argsort(group, kind="stable")
+            edges = np.flatnonzero(np.diff(group[order], prepend=-1, append=groups))
+            by_group = rows.take(order)
+            parcels = [packed(by_group[begin:end]) for begin, end in itertools.pairwise(edges.tolist())]
+            yield pa.record_batch({"cut": pa.array([cut] * len(parcels)), "users": pa.array(group[order][edges[:-1]]), "parcel": parcels})
 
-    return (
-        events.withColumn("latest_step", by_item)
-        .withColumn("step_of_request", sf.when(sf.col("request_id").isNotNull(), by_request))
-        .withColumn("step", sf.when(sf.col("is_step"), step).otherwise(sf.coalesce(in_time("step_of_request"), in_time("latest_step"))))
-        .drop("step_of_request")
-    )
+    def worked_out(group: pa.Table) -> pa.Table:
+        made = outcomes(unpacked(group["parcel"]), rules)
+        bucket = pa.scalar(group["users"][0].as_py() % buckets, pa.int32())
+        made["steps"] = made["steps"].append_column("bucket", pa.repeat(bucket, len(made["steps"])))
+        cut = [(kind, packed(table[at : at + _PARCEL_ROWS])) for kind, table in made.items() for at in range(0, len(table), _PARCEL_ROWS)]
+        return pa.table([[kind for kind, _ in cut], [parcel for _, parcel in cut]], schema=pa.schema({"kind": pa.string(), "parcel": pa.binary()}))
+
+    return sights.mapInArrow(parted, "cut date, users int, parcel binary").groupBy("cut", "users").applyInArrow(worked_out, "kind string, parcel binary")
 
 
-def unattributed(events: DataFrame, reach: int) -> DataFrame:
+def candidate_sets(sights: DataFrame, sources: Sources) -> Iterator[pa.Table]:
+    """The distinct candidate sets of each day: `candidate_set`, `items`, `day`."""
+
+    def listed(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for sets in sources.candidate_sets(batches):
+            yield pa.record_batch({"parcel": [packed(sets)]})
+
+    return _through_the_driver(sights.mapInArrow(listed, "parcel binary"))
+
+
+def unattributed(made: DataFrame, settings: Settings) -> Iterator[pa.Table]:
     """Rewarded answers that belong to no step, with a reason of `jobs.contracts.rewards.UNATTRIBUTED_REASONS`."""
-    # Further back than `reach` lies what a run over more days would see and a run over fewer would not.
-    too_late = sf.coalesce(sf.date_diff("day", sf.col("latest_step")["day"]) <= reach, sf.lit(False))
-    return (
-        events.where(sf.col("as_of_day").isNotNull() & sf.col("step").isNull() & (sf.col("reward") != 0))
-        .withColumn("reason", sf.when(too_late, "too_late").otherwise("no_step"))
-        .repartition("day")
-        .sortWithinPartitions("day", "user_id", "event_time", "event_id")
-        .select("event_id", "user_id", "item_id", "event_type", "reward", "reason", "as_of_day", "day")
-    )
+    for rows in _through_the_driver(made.where("kind = 'strays'").select("parcel")):
+        yield _named(rows, settings)
 
 
-def transitions(events: DataFrame, settings: Settings) -> DataFrame:
+def rewards(made: DataFrame, settings: Settings) -> pa.Table:
+    """Where rewards went, summed over the users."""
+    keys = ["day", "event_day", "event_type", "reason", "as_of_day"]
+    sums = pa.concat_tables([SUMS.empty_table(), *_through_the_driver(made.where("kind = 'sums'").select("parcel"))])
+    summed = sums.group_by(keys).aggregate([("events", "sum"), ("reward", "sum")])
+    return _named(summed.rename_columns([*keys, "events", "reward"]).sort_by([(key, "ascending") for key in keys]), settings)
+
+
+def _through_the_driver(parcels: DataFrame) -> Iterator[pa.Table]:
+    """Few rows for few files: a write of Spark's costs four CPU seconds before its first row."""
+    return (unpacked([row["parcel"]]) for row in parcels.toLocalIterator())
+
+
+def _named(rows: pa.Table, settings: Settings) -> pa.Table:
+    """Names in place of codes, and rewards as they are."""
+    names = {"event_type": settings.event_types, "reason": UNATTRIBUTED_REASONS}
+    for column in names.keys() & {*rows.column_names}:
+        values = pa.array(names[column], pa.string()).take(rows[column].combine_chunks())
+        rows = rows.set_column(rows.column_names.index(column), column, values)
+    return rows.set_column(rows.column_names.index("reward"), "reward", pc.divide(rows["reward"].cast(pa.float64()), float(MICRO)))
+
+
+def transitions(made: DataFrame, settings: Settings) -> DataFrame:
     """One row a step of the days to rebuild, as `gold.transitions` has them."""
-    of_step = Window.partitionBy(*USER, sf.col("step")["event_id"])
-    next_time = sf.col("step")["next_time"]
-    in_state = ~sf.col("is_step") & (next_time.isNull() | (sf.col("event_time") < next_time))
-    weight = sf.when(in_state, sf.struct("reward", "event_time", "event_id"))
-    pause = sf.unix_micros("event_time") - sf.unix_micros("previous_time")
+    schema = STEPS.append(pa.field("bucket", pa.int32()))
+
+    def opened(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for parcel in batch["parcel"]:
+                yield from unpacked([parcel]).to_batches()
+
+    def named(code: str, names: Iterable[str]) -> str:
+        # Not by element_at, which takes the last name where the code is null (Spark 4.2.0).
+        cases = " ".join(f"when {number} then '{name}'" for number, name in enumerate(names))
+        return f"case {code} {cases} end as {code}"
+
     return (
-        events.where(sf.col("step").isNotNull())
-        .withColumn("response", sf.max_by("event_type", weight).over(of_step))
-        .withColumn("reward", sf.sum("reward").over(of_step))
-        .where(sf.col("is_step") & sf.col("as_of_day").isNotNull())
-        .withColumn("first", sf.coalesce(pause > _gap_micros(settings), sf.lit(True)))
-        .withColumn("end", _end(settings))
-        .withColumn("bucket", sf.pmod(sf.xxhash64("user_id"), sf.lit(settings.episodes.buckets)))
-        .repartition("day")
-        .sortWithinPartitions("day", "bucket", "user_id", *STEP_ORDER)
-        .select(
-            *("user_id", "event_time", "position", "event_id", "item_id", "event_type", "response", "reward"),
-            *("first", "end", "propensity", "candidate_set", "bucket", "as_of_day", "day"),
+        made.where("kind = 'steps'")
+        .select("parcel")
+        .mapInArrow(opened, from_arrow_schema(schema))
+        # A file a day and bucket, in the order in which a user's steps are read.
+        .sortWithinPartitions("day", "bucket", "place")
+        .selectExpr(
+            *("user_id", "event_time", "step", "item"),
+            named("event_type", settings.event_types),
+            named("response", settings.event_types),
+            f"reward / {MICRO}D as reward",
+            "first",
+            named("end", ENDS),
+            *("propensity", "candidate_set", "as_of_day", "day", "bucket"),
         )
     )
-
-
-def _end(settings: Settings) -> Column:
-    """Why the episode ends at a step, as far as the log can know: it never says `terminated`, as no event of the log does."""
-    gap = _gap_micros(settings)
-    time = sf.unix_micros("event_time")
-    known_until = sf.unix_micros(sf.date_add("as_of_day", 1).cast("timestamp"))
-    return (
-        sf.when(sf.date_add("day", maturity_days(settings)) > sf.col("as_of_day"), "immature")
-        .when(sf.unix_micros("next_time") - time <= gap, sf.lit(None))
-        .when(time + gap < known_until, "truncated_gap")
-        .otherwise("truncated_window")
-    )
-
-
-def _gap_micros(settings: Settings) -> int:
-    return round(settings.episodes.gap_hours * 3_600_000_000)
-
-
-def _candidate_set() -> Column:
-    return sf.md5(sf.to_json("items"))

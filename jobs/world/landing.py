@@ -108,6 +108,7 @@ step = true
 {types}
 [episodes]
 gap_hours = 2 # an episode takes half an hour at most; seven hours lie between two
+buckets = 1 # a few thousand steps a day: one file of them
 
 [train]
 window_days = 30

@@ -17,13 +17,26 @@ items as (
     where valid_from <= $day and (valid_to is null or valid_to > $day)
 ),
 
+transitions as (
+    select item
+    from gold_transitions
+    where day <= $day
+),
+
+item_index as (
+    select
+        item,
+        item_id
+    from gold_item_index
+),
+
 known_items as (
     select item_id
     from items
     union
-    select item_id
-    from gold_transitions
-    where day <= $day
+    select item_index.item_id
+    from item_index
+    semi join transitions on item_index.item = transitions.item
 ),
 
 unavailable_items as (

@@ -1,29 +1,72 @@
--- Each step of the day that had arrived by its end is exactly one transition.
--- Grain: a step.
+-- Each user has as many transitions on the day as steps that had arrived when it was made, numbered from 1 without a gap.
+-- Grain: a user.
 with interactions as (
     select
-        event_id,
-        event_type
+        user_id,
+        event_type,
+        arrival_day
     from silver_interactions
-    where day = $day and arrival_day <= $day
+    where day = $day
+),
+
+set_aside as (
+    select
+        user_id,
+        arrival_day
+    from gold_set_aside
+    where event_day = $day
 ),
 
 transitions as (
-    select event_id
+    select
+        user_id,
+        step,
+        as_of_day
     from gold_transitions
     where day = $day
 ),
 
+knowledge as (
+    select coalesce(max(as_of_day), $day) as as_of_day
+    from transitions
+),
+
 steps as (
-    select event_id
+    select
+        interactions.user_id,
+        count(*) as step_count
     from interactions
-    where list_contains($step_types, event_type)
+    inner join knowledge on interactions.arrival_day <= knowledge.as_of_day
+    anti join set_aside
+        on
+            interactions.user_id = set_aside.user_id
+            and interactions.arrival_day = set_aside.arrival_day
+    where list_contains($step_types, interactions.event_type)
+    group by interactions.user_id
+),
+
+numbered as (
+    select
+        user_id,
+        count(*) as transition_count,
+        count(distinct step) as number_count,
+        min(step) as first_step,
+        max(step) as last_step
+    from transitions
+    group by user_id
 )
 
 select
-    steps.event_id,
-    count(transitions.event_id) as transition_count
+    steps.step_count,
+    numbered.transition_count,
+    numbered.number_count,
+    numbered.first_step,
+    numbered.last_step,
+    coalesce(steps.user_id, numbered.user_id) as user_id
 from steps
-left join transitions on steps.event_id = transitions.event_id
-group by steps.event_id
-having count(transitions.event_id) != 1
+full outer join numbered on steps.user_id = numbered.user_id
+where
+    steps.step_count is distinct from numbered.transition_count
+    or numbered.number_count != numbered.transition_count
+    or numbered.first_step != 1
+    or numbered.last_step != numbered.transition_count

@@ -2,14 +2,16 @@
 -- Grain: a transition.
 with transitions as (
     select
-        event_id,
+        user_id,
+        step,
         as_of_day
     from gold_transitions
     where day = $day
 )
 
 select
-    event_id,
+    user_id,
+    step,
     as_of_day
 from transitions
 where as_of_day < $day

@@ -2,14 +2,16 @@
 -- Grain: a transition.
 with transitions as (
     select
-        event_id,
+        user_id,
+        step,
         reward
     from gold_transitions
     where day = $day
 )
 
 select
-    event_id,
+    user_id,
+    step,
     reward
 from transitions
 where reward is null or not isfinite(reward)

@@ -45,6 +45,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["show", "u1"], "no table serving.recommendations"),
         (["convert", "taobaoo", "here", "there"], "taobao"),
         (["simulate", "there", "--first", "2026"], "is no day"),
+        (["export", "transitions", "--to", "csv", "there"], "no export format 'csv'. Expected parquet, jsonl, d3rlpy, minari."),
+        (["export", "transitions", "--to", "jsonl", "there", "--day", "tomorrow"], "is no day"),
     ],
 )
 def test_a_mistake_gets_its_message_and_status_1(
@@ -66,7 +68,7 @@ def test_a_command_that_is_none(config: Path, monkeypatch: pytest.MonkeyPatch, c
 def test_ready_when_each_table_of_the_step_holds_the_day(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Not yet is 75, at which Airflow's sensor asks again; whatever is wrong is 1, at which it fails."""
     lake = Lake(config.parent / "lake", ("impression", "click", "purchase"))
-    for table in ("gold.candidate_sets", "gold.unattributed", "gold.transitions"):
+    for table in ("gold.item_index", "gold.candidate_sets", "gold.unattributed", "gold.rewards", "gold.transitions"):
         assert run(monkeypatch, "ready", "transitions", "--day", "2026-01-01") == 75
         assert f"2026-01-01 is not in {table}" in capsys.readouterr().err
         lake.replace(table, lake.schema(table).empty_table(), "transitions", [date(2026, 1, 1)], {})
@@ -76,7 +78,7 @@ def test_ready_when_each_table_of_the_step_holds_the_day(config: Path, monkeypat
 
 def test_the_list_of_features(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Of the event types of the settings: each by its name, with what it is made from, what holds where nothing is known, and its meaning."""
-    config.write_text("[event_types.wish]\n")
+    config.write_text("[event_types]\nimpression = {step = true}\nclick = {}\npurchase = {}\nwish = {}\n")
     assert run(monkeypatch, "features", "list") == 0
     printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "wish_value_sum_30d sum value wish 30d 0 sum of the values of wish events, last 30 days" in printed

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from jobs.contracts.errors import BadSettings, EngineMissing
+from jobs.contracts.errors import BadSettings, EngineMissing, FolderTaken
 from jobs.lake import Lake
 from jobs.settings import CONFIG_VARIABLE, S3, Settings, load_settings
 from jobs.spark import JARS_VARIABLE, jars_path, require_engine
-from jobs.storage import S3Path, delta_options, hadoop_options, local_copy, location, unreachable, whole_folder, write_whole
+from jobs.storage import S3Path, delta_options, hadoop_options, local_copy, location, new_folder, unreachable, whole_folder, write_whole
 
 STORE = S3(endpoint="http://127.0.0.1:9000")
 
@@ -91,6 +92,23 @@ def test_a_lake_on_s3_without_its_jars_is_a_message(tmp_path: Path, monkeypatch:
     require_engine(Settings())
     with pytest.raises(EngineMissing, match=r"A lake on S3 needs nightjar-s3-log-store\.jar, org.apache.hadoop_hadoop-aws.*Run `nightjar jars --s3`"):
         require_engine(Settings(lake="s3://bucket/lake"))
+
+
+def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Also where an empty one stands; not over what somebody else has put there meanwhile."""
+    folder = tmp_path / "above" / "new"
+    with pytest.raises(FileNotFoundError), new_folder(folder) as draft:
+        (draft / "none" / "a").touch()
+    assert list(tmp_path.iterdir()) == []
+    folder.mkdir(parents=True)
+    with new_folder(folder) as draft:
+        (draft / "a").write_text("1")
+        assert list(folder.iterdir()) == []
+    assert [path.read_text() for path in folder.iterdir()] == ["1"]
+    other = folder.with_name("other")
+    with pytest.raises(FolderTaken, match="holds something already"), new_folder(other):
+        shutil.copytree(folder, other)
+    assert sorted(path.relative_to(folder.parent).as_posix() for path in folder.parent.rglob("*")) == ["new", "new/a", "other", "other/a"]
 
 
 def test_local_files_and_folders_appear_whole(tmp_path: Path) -> None:

@@ -24,9 +24,8 @@ def transitions(lake: Lake, users: int, items: int, as_of: date = D, days: int =
                 {
                     "user_id": f"u{user}",
                     "event_time": datetime(day.year, day.month, day.day, 12, tzinfo=UTC),
-                    "position": 1,
-                    "event_id": f"e{user}-{back}",
-                    "item_id": f"i{number}",
+                    "step": 1,
+                    "item": number + 1,
                     "event_type": "impression",
                     "response": "click" if clicked else None,
                     "reward": float(clicked),
@@ -43,8 +42,10 @@ def transitions(lake: Lake, users: int, items: int, as_of: date = D, days: int =
 
 
 def land(lake: Lake, users: int, items: int, days: int = DAYS) -> None:
-    """Write the transitions, and a row for each item but the first, which is known from the steps alone."""
+    """Write the transitions with the numbers of their items, and a row for each item but the first, which is known from the steps alone."""
     made = [D - timedelta(days=back) for back in range(DAYS)]
+    numbers = [{"item": number + 1, "item_id": f"i{number}", "day": made[-1]} for number in range(items)]
+    lake.replace("gold.item_index", pa.Table.from_pylist(numbers, lake.schema("gold.item_index")), "transitions", made, {})
     lake.replace("gold.transitions", transitions(lake, users, items, days=days), "transitions", made, {})
     rows = [
         {"item_id": f"i{number}", "category": ["home", f"c{number % 2}"], "title": f"Thing {number}", "available": number != 1, "valid_from": made[-1]}

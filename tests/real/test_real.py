@@ -81,7 +81,7 @@ def evaluations(lake: Lake) -> dict[str, dict[str, float]]:
 
 def print_figures(name: str, lake: Lake, users: int, minutes: float) -> None:
     rows = lake.read("silver.interactions", ["event_id"]).num_rows
-    steps = lake.read("gold.transitions", ["event_id"]).num_rows
+    steps = lake.read("gold.transitions", ["step"]).num_rows
     print(f"\n\n{name}: {rows:,} interactions, {steps:,} steps, lists for {users:,} users, {minutes:.1f} minutes from raw files to the published table\n")
     print("| | HR@10 | NDCG@10 | first HR@10 | first NDCG@10 |\n|---|---|---|---|---|")
     for who, metrics in sorted(evaluations(lake).items(), key=lambda row: -row[1]["recall@10"]):

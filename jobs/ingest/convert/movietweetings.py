@@ -24,6 +24,7 @@ reward = "value / 10"
 
 [episodes]
 gap_hours = 168 # people rate a film every few days: two in three pauses are shorter than a week
+buckets = 1 # a few thousand steps a day: one file of them
 
 [train]
 window_days = 200 # all of it: most people rate a handful of films

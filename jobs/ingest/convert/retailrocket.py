@@ -31,6 +31,7 @@ maturity_days = 3
 
 [episodes]
 gap_hours = 6
+buckets = 1 # a few thousand steps a day: one file of them
 
 [train]
 window_days = 140 # all of it

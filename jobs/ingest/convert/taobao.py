@@ -39,6 +39,7 @@ reward = "1"
 
 [episodes]
 gap_hours = 6
+buckets = 1 # a few thousand steps a day: one file of them
 
 [train]
 window_days = 10 # all of it

@@ -69,7 +69,7 @@ def test_an_expression_that_does_not_fit_says_where(text: str, message: str) -> 
 
 def test_the_deepest_expression_that_is_allowed() -> None:
     depth = (MAX_LENGTH - 1) // 2
-    assert reward_sql("(" * depth + "7" + ")" * depth) == "7.0D"
+    assert reward_sql("(" * depth + "7" + ")" * depth) == "7.0e0"
     assert reward_sql("-" * (MAX_LENGTH - 1) + "7").count("-") == MAX_LENGTH - 1
 
 

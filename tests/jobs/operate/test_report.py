@@ -46,11 +46,12 @@ def put_lists(lake: Lake) -> None:
         for rank in range(3)
     ]
     put(lake, "gold.recommendations", rows)
+    put(lake, "gold.item_index", [{"item": 4, "item_id": "i3"}])
     step = {
         "user_id": "anna",
         "event_time": datetime(2026, 1, 5, 9, tzinfo=UTC),
-        "event_id": "e",
-        "item_id": "i3",
+        "step": 1,
+        "item": 4,
         "event_type": "impression",
         "response": "click",
     }

@@ -220,8 +220,8 @@ def test_what_a_table_was_made_from_is_gone(taken_in: Lake, settings: Settings) 
     assert find_stale(taken_in, settings) == [], "of the ids that may have changed, silver is made anew and compared"
 
 
-FEATURES = find_step("features").writes
-TRANSITIONS = ("gold.candidate_sets", "gold.unattributed", "gold.transitions")
+FEATURES = ("gold.user_partials", "gold.item_partials", "gold.user_features", "gold.item_features", "gold.feature_statistics")
+TRANSITIONS = ("gold.candidate_sets", "gold.unattributed", "gold.transitions", "gold.rewards", "gold.item_index")
 
 
 def test_all_that_follows_from_a_day_delivered_again(
@@ -247,7 +247,7 @@ def test_all_that_follows_from_a_day_delivered_again(
     recompute(lake, settings)
     after = by_day(lake)
     different = {key: changed(before[key], after[key]) for key in before.keys() | after.keys() if before[key] != after[key]}
-    assert {table for table, _ in different} == {*FEATURES, "gold.transitions", "gold.unattributed"}
+    assert {table for table, _ in different} == {*FEATURES, "gold.item_index", "gold.rewards", "gold.transitions", "gold.unattributed"}
     assert {key for key in different if key[0] in FEATURES} == {key for key in expected if key[0] in FEATURES}
     for (table, key), rows in different.items():
         assert rows <= expected[table, key if table in FEATURES else DAYS[2]], (table, key)
@@ -264,8 +264,9 @@ def test_all_that_follows_from_a_day_delivered_again(
 
     richer = settings.model_copy(update={"event_types": settings.event_types | {"click": EventType(reward="2", maturity_days=1)}})
     found = find_stale(lake, richer)
-    assert {one.reason for one in found} == {"the settings of rewards or episodes are others"}
-    assert {(one.table, one.day) for one in found} == {*((TRANSITIONS[2], day) for day in DAYS[:4]), ("gold.unattributed", DAYS[0])}
+    assert {one.reason for one in found} == {"the settings of rewards, episodes or limits are others"}
+    of_every_day = {(table, day) for table in ("gold.transitions", "gold.rewards") for day in DAYS[:4]}
+    assert {(one.table, one.day) for one in found} == {*of_every_day, ("gold.unattributed", DAYS[0])}
 
 
 def run_all(spark: SparkSession, lake: Lake, settings: Settings, first: date, last: date) -> None:
@@ -319,11 +320,8 @@ def make_features(lake: Lake, settings: Settings, days: Sequence[date]) -> None:
     """One row of each table of features for each of the days, from what there is."""
     for table in FEATURES:
         inputs = lake.versions(source for source in ("silver.interactions", "silver.items", *FEATURES) if source != table)
-        rows = [row(lake, table, day, **({"entity": "user", "feature": "click_count_1d"} if table == STATISTICS else {})) for day in days]
+        rows = [row(lake, table, day, **({"entity": "user", "feature": "click_count_1d"} if table == FEATURES[-1] else {})) for day in days]
         lake.replace(table, pa.concat_tables(rows), "features", days, inputs, fingerprint=settings.rules(table))
-
-
-STATISTICS = "gold.feature_statistics"
 
 
 def test_a_feature_declared_otherwise(lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,8 +333,8 @@ def test_a_feature_declared_otherwise(lake: Lake, settings: Settings, monkeypatc
     before = declared(lake.event_types)
     monkeypatch.setattr("jobs.contracts.features.declared", lambda event_types: (*before, Feature("user", "count", "event", "view", 7)))
     assert [(one.table, one.day, one.reason) for one in find_stale(lake, settings)] == [
-        *(("gold.user_features", day, "the features are declared otherwise") for day in DAYS[:2]),
-        *((STATISTICS, day, "gold.user_features is stale") for day in DAYS[:2]),
+        *(("gold.user_features", day, "the features are declared otherwise, or the limits are others") for day in DAYS[:2]),
+        *((FEATURES[-1], day, "gold.user_features is stale") for day in DAYS[:2]),
     ]
     monkeypatch.setattr("jobs.contracts.features.declared", lambda event_types: before[:-1])
     assert {one.table for one in find_stale(lake, settings)} == {"gold.item_features"}, "there are no statistics of items here"

@@ -26,10 +26,16 @@ def listed(user: str, rank: int, item: str, **columns: Any) -> Row:
     return {"user_id": user, "rank": rank, "item_id": item, "score": 1.0, "propensity": 0.5, "reason": "popular", "day": DAY, "policy_version": "p", **columns}
 
 
+ITEMS = {"a": 1, "b": 2, "c": 3, "gone": 4}
+
+
 def stepped(event: str, user: str, item: str, **columns: Any) -> Row:
+    """An event and the transition that it is."""
     base = {"event_id": event, "user_id": user, "item_id": item, "event_type": "impression", "event_time": NOON, "day": DAY}
     return {
         **base,
+        "step": 1,
+        "item": ITEMS[item],
         "source_file": "f",
         "source_line": int(event[1:]),
         "arrival_day": DAY,
@@ -39,6 +45,15 @@ def stepped(event: str, user: str, item: str, **columns: Any) -> Row:
         "as_of_day": DAY,
         **columns,
     }
+
+
+def numbered(name: str, **columns: Any) -> Row:
+    return {"item": ITEMS[name], "item_id": name, "day": DAY, **columns}
+
+
+def rewarded(reward: float, **columns: Any) -> Row:
+    """A line of the ledger about the day's steps, and the day before's events."""
+    return {"event_day": DAY - timedelta(days=1), "event_type": "click", "reason": None, "events": 1, "reward": reward, "as_of_day": DAY, "day": DAY, **columns}
 
 
 def landed(source_file: str, **columns: Any) -> Row:
@@ -62,7 +77,11 @@ def write(lake: Lake, **tables: list[Row]) -> None:
         "silver.repeats": [{"event_id": "e1", "kind": "duplicate", "changed": [], **kept("f", 3), "first_source_file": "f", "first_source_line": 1}],
         "silver.interactions": steps,
         "silver.items": [{"item_id": item, "available": item != "gone", "valid_from": date(2026, 1, 1)} for item in ("a", "b", "gone")],
+        "gold.item_index": [*map(numbered, ITEMS)],
+        "gold.set_aside": [],
         "gold.transitions": steps,
+        "gold.unattributed": [],
+        "gold.rewards": [],
         "gold.verdicts": [
             {"challenger": "p", "champion": "popularity", "verdict": "promote", "serving": "p"}
             | {"reasons": [], "effective_sample_size": 1.0, "overlap": 1.0, "day": DAY}
@@ -72,7 +91,8 @@ def write(lake: Lake, **tables: list[Row]) -> None:
     }
     for table, rows in content.items():
         schema = lake.schema(table)
-        lake.replace(table, pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema), "test", [DAY], {})
+        filled = [{name: row.get(name) for name in schema.names} for row in rows]
+        lake.replace(table, pa.Table.from_pylist(filled, schema), "test", [DAY - timedelta(days=1), DAY], {})
 
 
 BROKEN: dict[str, dict[str, list[Row]]] = {
@@ -86,8 +106,12 @@ BROKEN: dict[str, dict[str, list[Row]]] = {
     "recommended_propensity_is_a_chance": {"gold_recommendations": [*GOOD[:-1], listed("bob", 2, "b", propensity=1.5)]},
     "recommended_reason_is_given": {"gold_recommendations": [*GOOD[:-1], listed("bob", 2, "b", reason=" ")]},
     "recommended_score_is_finite": {"gold_recommendations": [*GOOD[:-1], listed("bob", 2, "b", score=float("nan"))]},
+    "item_has_one_number": {"gold_item_index": [*map(numbered, ITEMS), numbered("gone", item=5)]},
+    "reward_in_is_reward_out": {"gold_rewards": [rewarded(2.0, event_day=DAY, day=DAY - timedelta(days=1))]},
+    "reward_is_in_the_ledger": {"gold_transitions": [stepped("e1", "ann", "a", reward=1.000001), stepped("e2", "bob", "b")], "gold_rewards": [rewarded(1.0)]},
     "transition_for_each_step": {"gold_transitions": [stepped("e1", "ann", "a")]},
     "transition_is_an_event": {"gold_transitions": [stepped("e1", "ann", "a"), stepped("e2", "bob", "a")]},
+    "transition_item_is_numbered": {"gold_item_index": [*map(numbered, ITEMS), numbered("b", item_id="d")]},
     "transition_knows_its_own_day": {"gold_transitions": [stepped("e1", "ann", "a"), stepped("e2", "bob", "b", as_of_day=DAY - timedelta(days=1))]},
     "transition_reward_is_finite": {"gold_transitions": [stepped("e1", "ann", "a"), stepped("e2", "bob", "b", reward=float("inf"))]},
     "interaction_is_unique": {"silver_interactions": [stepped("e1", "ann", "a"), stepped("e2", "bob", "b"), stepped("e2", "bob", "b")]},
@@ -116,6 +140,48 @@ def test_each_check_finds_its_row_and_passes_without(lake: Lake, settings: Setti
     for name, tables in BROKEN.items():
         write(lake, **tables)
         assert offending(lake, settings, name) == {name: 1}
+
+
+@pytest.mark.parametrize(("numbers", "offending_users"), [((1, 2), 0), ((1, 3), 1), ((2, 3), 1), ((1, 1), 1)])
+def test_steps_are_numbered_from_1_without_a_gap(lake: Lake, settings: Settings, numbers: tuple[int, int], offending_users: int) -> None:
+    steps = [stepped(f"e{place}", "ann", "a", step=number) for place, number in enumerate(numbers, start=1)]
+    write(lake, silver_interactions=steps, gold_transitions=steps)
+    assert offending(lake, settings, "transition_for_each_step") == {"transition_for_each_step": offending_users}
+
+
+def test_a_step_that_arrived_after_the_transitions_were_made_is_not_missed(lake: Lake, settings: Settings) -> None:
+    """Nor is one missed that arrived after its day, once its day was made again."""
+    late = stepped("e3", "bob", "b", step=2, arrival_day=DAY + timedelta(days=1))
+    made = [stepped("e1", "ann", "a"), stepped("e2", "bob", "b")]
+    write(lake, silver_interactions=[*made, late])
+    assert offending(lake, settings, "transition_for_each_step") == {"transition_for_each_step": 0}
+    write(lake, silver_interactions=[*made, late], gold_transitions=[{**row, "as_of_day": DAY + timedelta(days=1)} for row in made])
+    assert offending(lake, settings, "transition_for_each_step") == {"transition_for_each_step": 1}
+
+
+def test_rewards_are_followed_from_the_events_to_where_they_went(lake: Lake, settings: Settings) -> None:
+    """A click of the day is worth 1, a purchase 5; one went to a step of the day before, one to none, and what was set aside counts on neither side."""
+    steps = [stepped("e1", "ann", "a"), stepped("e2", "bob", "b")]
+    answers = [stepped(f"e{n}", "ann", "a", event_type=kind) for n, kind in ((3, "click"), (4, "purchase"))]
+    bots = [stepped("e5", "bot", "a", event_type="purchase")]
+    stray = {"event_id": "e4", "user_id": "ann", "item": 1, "event_type": "purchase", "reward": 5.0, "reason": "too_late", "as_of_day": DAY, "day": DAY}
+    content: dict[str, list[Row]] = {
+        "silver_interactions": [*steps, *answers, *bots],
+        "gold_transitions": steps,
+        "gold_unattributed": [stray],
+        "gold_rewards": [
+            rewarded(1.0, event_day=DAY, day=DAY - timedelta(days=1)),
+            rewarded(5.0, event_day=DAY, event_type="purchase", reason="too_late"),
+        ],
+        "gold_set_aside": [{"user_id": "bot", "event_day": DAY, "reason": "events_per_day", "events": 1, "busiest_minute": 1, "arrival_day": DAY}],
+    }
+    names = ("reward_in_is_reward_out", "reward_is_in_the_ledger", "transition_for_each_step")
+    write(lake, **content)
+    assert offending(lake, settings, *names) == dict.fromkeys(names, 0)
+    write(lake, **content | {"gold_set_aside": []})
+    assert offending(lake, settings, *names) == {"reward_in_is_reward_out": 1, "reward_is_in_the_ledger": 0, "transition_for_each_step": 0}
+    write(lake, **content | {"gold_unattributed": []})
+    assert offending(lake, settings, *names) == {"reward_in_is_reward_out": 0, "reward_is_in_the_ledger": 1, "transition_for_each_step": 0}
 
 
 def test_an_item_without_a_row_is_known_by_its_steps(lake: Lake, settings: Settings) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, timedelta
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import pyarrow.parquet as pq
 import pytest
@@ -23,23 +21,13 @@ from jobs.lake import Lake, insist
 from jobs.settings import CONFIG_VARIABLE, Settings
 from jobs.transitions.transitions import run
 from tests.jobs.silver import FIRST, Row, at, event, put, random_log
+from tests.jobs.transitions.reference import TYPES, Expected, as_of_days, expected, in_order, is_step, worth
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+TABLES = ("gold.transitions", "gold.unattributed", "gold.rewards", "gold.candidate_sets")
 DAYS = [FIRST + timedelta(days=number) for number in range(6)]
-GAP = timedelta(hours=6)
-# type: (is it a step, what it is worth, maturity in days)
-TYPES: dict[str, tuple[bool, str, int]] = {
-    "show": (True, "0", 0),
-    "play": (True, "min(1, value / 30)", 0),
-    "click": (False, "1", 1),
-    "buy": (False, "5 + 0.1 * value", 2),
-    "hide": (False, "-1", 0),
-    "share": (False, "0", 1),
-}
-REACH, LONGEST = 2, 2
-TABLES = ("gold.transitions", "gold.unattributed", "gold.candidate_sets")
 
 
 @pytest.fixture(autouse=True)
@@ -49,127 +37,53 @@ def _no_settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def world(tmp_path: Path) -> tuple[Settings, Lake]:
-    types: Any = {name: {"step": step, "reward": reward, "maturity_days": maturity} for name, (step, reward, maturity) in TYPES.items()}
+    types: Any = {
+        name: {"step": step, "reward": reward, "maturity_days": maturity, "terminates": terminates}
+        for name, (step, reward, maturity, terminates) in TYPES.items()
+    }
     settings = Settings(lake=str(tmp_path / "lake"), event_types=types)
     return settings, Lake(settings.lake_path, tuple(settings.event_types))
 
 
-def worth(row: Row) -> Decimal:
-    value = row.get("value")
-    number = Decimal(0) if value is None or math.isnan(value) else Decimal(str(value))
-    worths = {
-        "play": min(Decimal(1), number / 30).quantize(Decimal("0.000001")),
-        "click": Decimal(1),
-        "buy": 5 + number / 10,
-        "hide": Decimal(-1),
-    }
-    return worths.get(row["event_type"], Decimal(0))
-
-
-def in_order(rows: Iterable[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: (row["event_time"], -1 if row.get("position") is None else row["position"], row["event_id"]))
-
-
-def is_step(row: Row) -> bool:
-    return TYPES[row["event_type"]][0]
-
-
-def step_of(answer: Row, steps: list[Row]) -> Row | None:
-    """The step that an answer belongs to, among one user's steps in order."""
-    maturity = timedelta(days=TYPES[answer["event_type"]][2])
-    near = [
-        step
-        for step in steps
-        if step["item_id"] == answer["item_id"] and step["event_time"] <= answer["event_time"] and answer["day"] - step["day"] <= maturity
-    ]
-    asked = [step for step in near if answer.get("request_id") is not None and step.get("request_id") == answer["request_id"]]
-    found = asked or near
-    return found[-1] if found else None
-
-
-@dataclass
-class Expected:
-    transitions: dict[str, Row]
-    unattributed: dict[str, Row]
-    candidate_sets: set[tuple[date, tuple[str, ...]]]
-
-
-def as_of_days(log: list[Row], nights: Iterable[date]) -> dict[date, date]:
-    """Last night that had a reason to rebuild each day."""
-    last: dict[date, date] = {}
-    for night in sorted(nights):
-        for day in DAYS:
-            ripened = night - timedelta(days=REACH) <= day <= night
-            news = any(row["arrival_day"] == night and abs((row["day"] - day).days) <= REACH for row in log)
-            if day <= night and (ripened or news):
-                last[day] = night
-    return last
-
-
-def expected(log: list[Row], nights: Iterable[date]) -> Expected:
-    answer = Expected({}, {}, set())
-    for day, as_of in as_of_days(log, nights).items():
-        seen = [row for row in log if row["arrival_day"] <= as_of]
-        for user in {row["user_id"] for row in seen}:
-            steps = in_order(row for row in seen if row["user_id"] == user and is_step(row))
-            answers = [row for row in seen if row["user_id"] == user and not is_step(row)]
-            belongs: dict[str, list[Row]] = defaultdict(list)
-            for row in answers:
-                step = step_of(row, steps)
-                if step is not None:
-                    belongs[step["event_id"]].append(row)
-                elif row["day"] == day and worth(row) != 0:
-                    before = [s["day"] for s in steps if s["item_id"] == row["item_id"] and s["event_time"] <= row["event_time"]]
-                    late = before and row["day"] - max(before) <= timedelta(days=REACH)
-                    answer.unattributed[row["event_id"]] = {"reward": float(worth(row)), "reason": "too_late" if late else "no_step", "as_of_day": as_of}
-            for before_it, step, after_it in zip([None, *steps], steps, [*steps[1:], None], strict=False):
-                if step["day"] != day:
-                    continue
-                came = belongs[step["event_id"]]
-                items = tuple(sorted(set(step.get("candidates") or ())))
-                answer.transitions[step["event_id"]] = {
-                    "reward": float(worth(step) + sum(worth(row) for row in came)),
-                    "response": heaviest(row for row in came if after_it is None or row["event_time"] < after_it["event_time"]),
-                    "first": before_it is None or step["event_time"] - before_it["event_time"] > GAP,
-                    "end": end(step, after_it, as_of),
-                    "as_of_day": as_of,
-                    "items": items or None,
-                }
-                if items:
-                    answer.candidate_sets.add((day, items))
+def written(lake: Lake) -> Expected:
+    """What the tables hold, in the terms of the reference."""
+    item_ids = {row["item"]: row["item_id"] for row in lake.read("gold.item_index").to_pylist()}
+    sets = {(row["day"], row["candidate_set"]): tuple(row["items"]) for row in lake.read("gold.candidate_sets").to_pylist()}
+    answer = Expected({}, {}, {(day, items) for (day, _), items in sets.items()}, {})
+    for row in lake.read("gold.transitions").to_pylist():
+        key = row["user_id"], row["day"], row["step"]
+        assert key not in answer.transitions
+        names = ("event_time", "event_type", "propensity", "reward", "response", "first", "end", "as_of_day")
+        answer.transitions[key] = {name: row[name] for name in names} | {
+            "item_id": item_ids[row["item"]],
+            "items": row["candidate_set"] and sets[row["day"], row["candidate_set"]],
+        }
+    for row in lake.read("gold.unattributed").to_pylist():
+        answer.unattributed[row["event_id"]] = {name: row[name] for name in ("reward", "reason", "as_of_day")} | {"item_id": item_ids[row["item"]]}
+    for row in lake.read("gold.rewards").to_pylist():
+        answer.rewards[row["day"], row["event_day"], row["event_type"], row["reason"]] = (row["events"], Decimal(str(row["reward"])))
     return answer
 
 
-def heaviest(answers: Iterable[Row]) -> str | None:
-    ranked = sorted(answers, key=lambda row: (worth(row), row["event_time"], row["event_id"]))
-    return ranked[-1]["event_type"] if ranked else None
-
-
-def end(step: Row, after_it: Row | None, as_of: date) -> str | None:
-    if step["day"] + timedelta(days=LONGEST) > as_of:
-        return "immature"
-    if after_it is not None and after_it["event_time"] - step["event_time"] <= GAP:
-        return None
-    passed = step["event_time"] + GAP < datetime.combine(as_of + timedelta(days=1), time(), UTC)
-    return "truncated_gap" if passed else "truncated_window"
-
-
-def written(lake: Lake) -> Expected:
-    """What the tables hold, in the terms of the reference."""
-    sets = {(row["day"], row["candidate_set"]): tuple(row["items"]) for row in lake.read("gold.candidate_sets").to_pylist()}
-    rows = lake.read("gold.transitions").to_pylist()
-    assert len({row["event_id"] for row in rows}) == len(rows)
-    columns = ("reward", "response", "first", "end", "as_of_day")
-    return Expected(
-        {row["event_id"]: {name: row[name] for name in columns} | {"items": row["candidate_set"] and sets[row["day"], row["candidate_set"]]} for row in rows},
-        {row["event_id"]: {name: row[name] for name in ("reward", "reason", "as_of_day")} for row in lake.read("gold.unattributed").to_pylist()},
-        {(day, items) for (day, _), items in sets.items()},
-    )
+def by_event(lake: Lake, log: list[Row]) -> dict[str, Row]:
+    """The transitions by the event ids of their steps, of a log whose steps all have been made."""
+    rows = {(row["user_id"], row["day"], row["step"]): row for row in lake.read("gold.transitions").to_pylist()}
+    days: dict[tuple[str, date], list[Row]] = defaultdict(list)
+    for row in in_order(filter(is_step, log)):
+        days[row["user_id"], row["day"]].append(row)
+    found = {row["event_id"]: rows.pop((*key, number), None) for key, steps in days.items() for number, row in enumerate(steps, 1)}
+    assert not rows
+    return {event_id: row for event_id, row in found.items() if row is not None}
 
 
 def bits(lake: Lake) -> dict[str, Any]:
-    """All that the tables hold, in an order of its own."""
-    return {table: sorted(lake.read(table).to_pylist(), key=repr) for table in TABLES}
+    """All that the tables hold, in an order of its own. Which number an item has depends on the order of the nights: its id stands in its place."""
+    item_ids = {row["item"]: row["item_id"] for row in lake.read("gold.item_index").to_pylist()}
+
+    def plain(row: Row) -> Row:
+        return {name: item_ids[value] if name == "item" else value for name, value in row.items()}
+
+    return {table: sorted(map(plain, lake.read(table).to_pylist()), key=repr) for table in TABLES}
 
 
 def test_any_order_of_nights_ends_in_the_tables_that_the_definitions_give(spark: SparkSession, world: tuple[Settings, Lake], tmp_path: Path) -> None:
@@ -179,7 +93,7 @@ def test_any_order_of_nights_ends_in_the_tables_that_the_definitions_give(spark:
     # Silver holds the whole log from the start: each night has the rows of later ones before its eyes, and must not look.
     for first, last in ((0, 2), (3, 3), (4, 4)):
         run(spark, lake, settings, DayRange(DAYS[first], DAYS[last]))
-        assert written(lake) == expected(log, DAYS[: last + 1]), f"after {DAYS[last]}"
+        assert written(lake) == expected(log, as_of_days(log, DAYS[: last + 1], DAYS)), f"after {DAYS[last]}"
     before = bits(lake)
     run(spark, lake, settings, DayRange(DAYS[2], DAYS[2]))
     assert bits(lake) == before, "an old night run again lowers or raises no knowledge"
@@ -190,14 +104,15 @@ def test_any_order_of_nights_ends_in_the_tables_that_the_definitions_give(spark:
     run(spark, fresh, settings, DayRange(DAYS[0], DAYS[5]))
     assert bits(fresh) == bits(lake), "a backfill is night after night"
     out = written(fresh)
-    assert out == expected(log, DAYS)
+    assert out == expected(log, as_of_days(log, DAYS, DAYS))
 
     # The log is rich enough for that to mean something.
-    assert {row["end"] for row in out.transitions.values()} == {"immature", "truncated_gap", None}
-    assert {row["response"] for row in out.transitions.values()} == {"click", "buy", "hide", "share", None}
+    assert {row["end"] for row in out.transitions.values()} == {"immature", "terminated", "truncated_gap", None}
+    assert {row["response"] for row in out.transitions.values()} == {"click", "buy", "hide", "share", "leave", None}
     assert {row["reason"] for row in out.unattributed.values()} == set(UNATTRIBUTED_REASONS)
     assert len(out.candidate_sets) > len(DAYS)
     arrived = [row for row in log if row["arrival_day"] <= DAYS[5]]
+    assert sum(reward for _, reward in out.rewards.values()) == sum(worth(row) for row in arrived)
     rewards = [row["reward"] for row in (*out.transitions.values(), *out.unattributed.values())]
     assert sum(map(Decimal, map(str, rewards))) == sum(worth(row) for row in arrived)
     assert_laid_out_for_readers(fresh, settings)
@@ -210,7 +125,7 @@ def test_what_a_day_brings_no_more_leaves_the_days_on_which_it_happened(spark: S
     late = [event("show", at(0, 2), late=4, event_id="late"), event("show", at(-5, 2), late=9, event_id="later")]
     put(lake, [*log, *late], DAYS[:5])
     run(spark, lake, settings, DayRange(DAYS[0], DAYS[4]))
-    assert {"late", "later"} <= written(lake).transitions.keys()
+    assert {"late", "later"} <= by_event(lake, [*log, *late]).keys()
     put(lake, log, DAYS[4:5], replaced=[row["day"] for row in (*log, *late)])
     run(spark, lake, settings, DayRange(DAYS[4], DAYS[4]))
 
@@ -228,7 +143,7 @@ def test_a_night_that_was_left_out_and_delivered_again_meanwhile(spark: SparkSes
     put(lake, [*log, *late], DAYS)
     for first, last in ((0, 3), (5, 5)):
         run(spark, lake, settings, DayRange(DAYS[first], DAYS[last]))
-    assert "late" in written(lake).transitions
+    assert lake.read("gold.transitions").num_rows == len(log) + 2
     put(lake, [*log, late[1]], DAYS[4:5], replaced=[row["day"] for row in (*log, *late)])
     run(spark, lake, settings, DayRange(DAYS[4], DAYS[4]))
     fresh = Lake(tmp_path / "fresh", lake.event_types)
@@ -245,7 +160,7 @@ def test_nights_whose_arrivals_come_in_the_reverse_order(spark: SparkSession, wo
     run(spark, lake, settings, DayRange(DAYS[1], DAYS[1]))
     put(lake, log, DAYS[:2])
     run(spark, lake, settings, DayRange(DAYS[0], DAYS[0]))
-    assert written(lake) == expected(log, DAYS[:2])
+    assert written(lake) == expected(log, as_of_days(log, DAYS[:2], DAYS))
 
 
 def test_a_night_that_begins_between_the_writes_of_a_later_one(spark: SparkSession, world: tuple[Settings, Lake], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,22 +183,18 @@ def test_a_night_that_begins_between_the_writes_of_a_later_one(spark: SparkSessi
 
     monkeypatch.setattr(Lake, "replace_frame", come_in_between)
     run(spark, lake, settings, DayRange(DAYS[1], DAYS[1]))
-    assert {row["event_id"]: row["as_of_day"] for row in lake.read("gold.transitions").to_pylist()} == {row["event_id"]: DAYS[1] for row in log}
+    assert {event_id: row["as_of_day"] for event_id, row in by_event(lake, log).items()} == {row["event_id"]: DAYS[1] for row in log}
 
 
 def assert_laid_out_for_readers(lake: Lake, settings: Settings) -> None:
-    """One file a day, its rows clustered by bucket and in the user's order; a bucket is a function of the user."""
+    """One file a day and bucket, its rows in the order of the user and the steps; a bucket is a function of the user."""
+    rows = lake.read("gold.transitions", ["user_id", "day", "bucket"]).to_pylist()
     files = DeltaTable(lake.path("gold.transitions")).file_uris()
-    assert len(files) == len(DAYS)
-    buckets: dict[str, set[int]] = defaultdict(set)
+    assert len(files) == len({(row["day"], row["bucket"]) for row in rows})
     for file in files:
-        rows = pq.ParquetFile(file).read(["bucket", "user_id", "event_time", "position", "event_id"]).to_pylist()
-        keys = [(row["bucket"], row["user_id"], row["event_time"], row["position"] or -1, row["event_id"]) for row in rows]
+        keys = [(row["user_id"], row["step"]) for row in pq.ParquetFile(file).read(["user_id", "step"]).to_pylist()]
         assert keys == sorted(keys)
-        for row in rows:
-            buckets[row["user_id"]].add(row["bucket"])
-    assert all(len(of_user) == 1 for of_user in buckets.values())
-    assert set().union(*buckets.values()) <= set(range(settings.episodes.buckets))
+    assert {(row["user_id"], row["bucket"]) for row in rows} == {(row["user_id"], crc32(row["user_id"].encode()) % settings.episodes.buckets) for row in rows}
 
 
 def test_cases_worked_out_by_hand(spark: SparkSession, world: tuple[Settings, Lake]) -> None:
@@ -309,7 +220,7 @@ def test_cases_worked_out_by_hand(spark: SparkSession, world: tuple[Settings, La
     ]
     put(lake, cases, DAYS)
     run(spark, lake, settings, DayRange(DAYS[0], DAYS[3]))
-    rows = {row["event_id"]: row for row in lake.read("gold.transitions").to_pylist()}
+    rows = by_event(lake, cases)
     assert [(rows[f"owl {hour}"]["first"], rows[f"owl {hour}"]["end"]) for hour in (23.5, 24.5, 31.0)] == [
         (True, None),
         (False, "truncated_gap"),
@@ -334,3 +245,25 @@ def test_a_pause_that_may_still_end_is_the_edge_of_the_data(spark: SparkSession,
     assert {row["user_id"]: row["end"] for row in rows} == {"before": "truncated_gap", "at": "truncated_window"}
     with pytest.raises(NotReady, match=r"silver\.interactions in .* does not hold 2026-03-02 yet"):
         run(spark, lake, settings, DayRange(DAYS[0], DAYS[1]))
+
+
+def test_nothing_from_the_future_changes_a_bit(spark: SparkSession, world: tuple[Settings, Lake], tmp_path: Path) -> None:
+    """Of rows that arrive after the last night, or happen after it, in every column, no earlier output knows: as it was before they were there."""
+    settings, lake = world
+    log = random_log(seed=11, days=len(DAYS), events=150, types=list(TYPES))
+    last = DAYS[3]
+    known = [row for row in log if row["arrival_day"] <= last]
+    future = [row | {"event_id": f"later {number}", "arrival_day": last + timedelta(days=1 + number % 3)} for number, row in enumerate(log)]
+    future += [
+        row | {"event_id": f"after {number}", "event_time": row["event_time"] + timedelta(days=9), "day": row["day"] + timedelta(days=9)}
+        for number, row in enumerate(future)
+    ]
+    for row in future:
+        row |= {"value": 99.0, "request_id": "r1", "position": 0, "propensity": 0.75, "candidates": ["item 9"], "item_id": row["item_id"] + " from the future"}
+    put(lake, known, DAYS[:4])
+    run(spark, lake, settings, DayRange(DAYS[0], last))
+    fresh = Lake(tmp_path / "fresh", lake.event_types)
+    put(fresh, [*known, *future], DAYS[:4])
+    run(spark, fresh, settings, DayRange(DAYS[0], last))
+    assert bits(fresh) == bits(lake)
+    assert lake.read("gold.item_index").to_pylist() == fresh.read("gold.item_index").to_pylist()
