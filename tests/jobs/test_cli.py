@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
+from jobs.contracts.features import ENTITIES, declared_of
 from jobs.lake import Lake
 from jobs.settings import CONFIG_VARIABLE
 
@@ -73,6 +74,18 @@ def test_ready_when_each_table_of_the_step_holds_the_day(config: Path, monkeypat
         lake.replace(table, lake.schema(table).empty_table(), "transitions", [date(2026, 1, 1)], {})
     assert run(monkeypatch, "ready", "transitions", "--day", "2026-01-01") == 0
     assert run(monkeypatch, "ready", "transitions", "--day", "soon") == 1
+
+
+def test_the_list_of_features(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the event types of the settings: each by its name, with what it is made from, what holds where nothing is known, and its meaning."""
+    config.write_text("[event_types]\nimpression = {step = true}\nclick = {}\npurchase = {}\nwish = {}\n")
+    assert run(monkeypatch, "features", "list") == 0
+    printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "wish_value_sum_30d sum value wish 30d 0 sum of the values of wish events, last 30 days" in printed
+    assert "click_per_impression_rate_7d rate event click 7d null (click events + 1) / (impression events + 20), last 7 days" in printed
+    features = [feature for entity in ENTITIES for feature in declared_of(entity, ("impression", "click", "purchase", "wish"))]
+    assert {line.split(" ")[0] for line in printed} >= {feature.name for feature in features}
+    assert sum("features of" in line for line in printed) == 2
 
 
 def test_the_module_is_the_command(config: Path) -> None:

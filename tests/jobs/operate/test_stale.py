@@ -17,6 +17,7 @@ import pytest
 
 from jobs.contracts.days import DayRange, ranges
 from jobs.contracts.errors import ConcurrentWrite, NotReady
+from jobs.contracts.features import Feature, declared
 from jobs.contracts.landing import Reason
 from jobs.features import features
 from jobs.ingest import bronze, silver
@@ -313,6 +314,45 @@ def test_the_newest_night(lake: Lake, settings: Settings) -> None:
     assert (found[0].day, found[0].reason) == (night, "gold.transitions has changed")
     lake.replace("gold.transitions", row(lake, "gold.transitions", night + timedelta(days=1)), "transitions", [night + timedelta(days=1)], {})
     assert find_stale(lake, settings) == [], "the next night has not run, and is not stale"
+
+
+def make_features(lake: Lake, settings: Settings, days: Sequence[date]) -> None:
+    """One row of each table of features for each of the days, from what there is."""
+    for table in FEATURES:
+        inputs = lake.versions(source for source in ("silver.interactions", "silver.items", *FEATURES) if source != table)
+        rows = [row(lake, table, day, **({"entity": "user", "feature": "click_count_1d"} if table == FEATURES[-1] else {})) for day in days]
+        lake.replace(table, pa.concat_tables(rows), "features", days, inputs, fingerprint=settings.rules(table))
+
+
+def test_a_feature_declared_otherwise(lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It makes the table of its entity stale, and the statistics of that; no other."""
+    for table in ("silver.interactions", "silver.items"):
+        lake.replace(table, row(lake, table, DAYS[0]), "silver", DAYS, {})
+    make_features(lake, settings, DAYS[:2])
+    assert find_stale(lake, settings) == []
+    before = declared(lake.event_types)
+    monkeypatch.setattr("jobs.contracts.features.declared", lambda event_types: (*before, Feature("user", "count", "event", "view", 7)))
+    assert [(one.table, one.day, one.reason) for one in find_stale(lake, settings)] == [
+        *(("gold.user_features", day, "the features are declared otherwise, or the limits are others") for day in DAYS[:2]),
+        *((FEATURES[-1], day, "gold.user_features is stale") for day in DAYS[:2]),
+    ]
+    monkeypatch.setattr("jobs.contracts.features.declared", lambda event_types: before[:-1])
+    assert {one.table for one in find_stale(lake, settings)} == {"gold.item_features"}, "there are no statistics of items here"
+
+
+def test_an_item_restated(lake: Lake, settings: Settings) -> None:
+    """Another price, from a day on: the item features from that day on are stale, those of users never; a title changes neither."""
+    item = "silver.items"
+    lake.replace("silver.interactions", row(lake, "silver.interactions", DAYS[0]), "silver", DAYS, {})
+    lake.replace(item, row(lake, item, DAYS[0], price=1.0), "silver", DAYS, {})
+    make_features(lake, settings, DAYS[:3])
+    lake.replace(item, row(lake, item, DAYS[0], price=1.0, title="another"), "silver", DAYS, {})
+    assert find_stale(lake, settings) == []
+    restated = [row(lake, item, DAYS[0], price=1.0, valid_to=DAYS[1]), row(lake, item, DAYS[1], price=2.0)]
+    lake.replace(item, pa.concat_tables(restated), "silver", DAYS, {})
+    assert [(one.table, one.day, one.reason) for one in find_stale(lake, settings)] == [
+        ("gold.item_features", day, "silver.items has changed") for day in DAYS[1:3]
+    ]
 
 
 def row(lake: Lake, table: str, day: date, **columns: Any) -> Any:
