@@ -146,7 +146,7 @@ def declared(event_types: Sequence[str]) -> tuple[Feature, ...]:
         features += [Feature("user", "top", "category", one, 30)]
         features += [Feature("item", "share", "category", one, days) for days in (7, 30)]
         features += [Feature("item", "approx_distinct", "user", one, days, default=0) for days in (7, 30)]
-    features += [Feature("user", "mean", "vectors", telling[-1], 30)]  # of one type alone: vectors cost more than all the rest
+    features += [Feature("user", "mean", "vectors", telling[-1], 30)]  # of one type: of three they took half a backfill
     features += [Feature("item", "current", "price"), Feature("item", "age", "first_known")]
     return tuple(features)
 
