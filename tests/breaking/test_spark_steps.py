@@ -43,8 +43,8 @@ DAYS = [FIRST + timedelta(days=number) for number in range(5)]
 STEPS = {"features": features, "transitions": transitions}
 TABLES = [table for step in STEPS for table in find_step(step).writes]
 MOMENTS = ("files", "commit")
-# What Spark writes has files long before its commit; the other tables are written in an instant, as bronze and silver are.
-OF_SPARK = ("gold.user_partials", "gold.item_partials", "gold.user_features", "gold.item_features", "gold.transitions")
+# What Spark writes has files long before its commit: each step's largest table stands for it here. The other tables are written in an instant.
+OF_SPARK = ("gold.user_features", "gold.transitions")
 BOUNDARIES = [(step, table, moment) for step in STEPS for table in find_step(step).writes for moment in MOMENTS if moment == "commit" or table in OF_SPARK]
 SECONDS = 600
 CONFIG = """

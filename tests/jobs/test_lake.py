@@ -22,7 +22,7 @@ FIRST, SECOND = date(2026, 1, 1), date(2026, 1, 2)
 
 def unattributed(lake: Lake, **columns: list[Any]) -> pa.Table:
     rows = len(columns["day"])
-    filled: dict[str, list[Any]] = {"user_id": ["u"] * rows, "item_id": ["i"] * rows, "event_type": ["click"] * rows}
+    filled: dict[str, list[Any]] = {"user_id": ["u"] * rows, "item": [1] * rows, "event_type": ["click"] * rows}
     filled |= {"reward": [1.0] * rows, "reason": ["no_step"] * rows, "as_of_day": [SECOND] * rows, **columns}
     return pa.table(filled).select(lake.schema("gold.unattributed").names)
 
