@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+from jobs.contracts.revision import revision
+
 
 @dataclass(frozen=True)
 class Commit:
@@ -26,11 +28,9 @@ class Commit:
     changed: frozenset[date]
 
 
-def record(
-    step: str, days: Collection[date], inputs: Mapping[str, int], fingerprint: str, replaced: Collection[date], changed: Collection[date], revision: str
-) -> str:
+def record(step: str, days: Collection[date], inputs: Mapping[str, int], fingerprint: str, replaced: Collection[date], changed: Collection[date]) -> str:
     """What a commit's entry in the log says: the fields of `Commit`, as JSON."""
-    said: dict[str, Any] = {"step": step, "days": texts(days), "inputs": dict(inputs), "revision": revision}
+    said: dict[str, Any] = {"step": step, "days": texts(days), "inputs": dict(inputs), "revision": revision()}
     if fingerprint:
         said["fingerprint"] = fingerprint
     if {*replaced} != {*days}:

@@ -13,13 +13,11 @@ from __future__ import annotations
 import os
 import random
 import re
-import subprocess
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +32,7 @@ from jobs.contracts.features import declared_of
 from jobs.contracts.tables import TABLES, Column, Table
 from jobs.schemas import Difference, arrow_schema, differences_of, skipped_by, writer_properties
 from jobs.storage import S3A_SCHEME, SCHEME, Location, S3Path, delta_options, filesystem, prove_reachable, prove_writable, unreachable
+from jobs.streams import Stream
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
@@ -214,7 +213,7 @@ class Lake:
         replaced = days if partitions is None else partitions
         delta = self._open(table, seen)
         gone = [field for field in pa.schema(delta.schema().to_arrow()) if field.name not in schema.names]
-        stream = _Stream(schema, [rows] if isinstance(rows, pa.Table) else rows, gone)
+        stream = Stream(schema, [rows] if isinstance(rows, pa.Table) else rows, gone)
         with self._writing(table, days, stream):
             write_deltalake(
                 delta,
@@ -223,7 +222,7 @@ class Lake:
                 predicate=_days_in(contract.day_column, replaced) if contract.day_column else None,
                 writer_properties=writer_properties(_contract(table), self.columns(table)),
                 commit_properties=CommitProperties(
-                    custom_metadata={_RECORD: record(step, days, inputs, fingerprint, replaced, changed, revision())},
+                    custom_metadata={_RECORD: record(step, days, inputs, fingerprint, replaced, changed)},
                     # A commit that finds another one before it is tried after it, if they touch other days. Not where the rows
                     # were made from the table itself: what the other one wrote, on whichever days, could have changed them. Nor
                     # where the table is replaced whole: had it been empty, deltalake would see no conflict.
@@ -265,7 +264,7 @@ class Lake:
             frame.selectExpr(*(f"cast(`{column.name}` as {column.type}) as `{column.name}`" for column in columns))
             .write.format("delta")
             .mode("overwrite")
-            .option(_RECORD, record(step, days, inputs, fingerprint, replaced, (), revision()))
+            .option(_RECORD, record(step, days, inputs, fingerprint, replaced, ()))
         )
         if contract.day_column:
             writer = writer.option("replaceWhere", _within(contract.day_column, replaced))
@@ -298,7 +297,7 @@ class Lake:
         """
         delta = self._open(table, None)
         rows = self._dataset(table, delta, pa.schema(delta.schema().to_arrow()), None)
-        stream = _Stream(self.schema(table), change(rows, differences_of(table, self.columns(table), delta.schema().fields)))
+        stream = Stream(self.schema(table), change(rows, differences_of(table, self.columns(table), delta.schema().fields)))
         with self._writing(table, [], stream):
             write_deltalake(
                 delta,
@@ -350,7 +349,7 @@ class Lake:
         self.add_columns(table)
 
     @contextmanager
-    def _writing(self, table: str, days: Collection[date], stream: _Stream) -> Iterator[None]:
+    def _writing(self, table: str, days: Collection[date], stream: Stream) -> Iterator[None]:
         """What goes wrong while deltalake writes, as the message that it is."""
         try:
             yield
@@ -439,33 +438,6 @@ class Lake:
         return found
 
 
-class _Stream:
-    """Rows that a writer in another language asks for: what goes wrong while they are made is kept, as it can't pass through that writer.
-
-    `gone` are columns of the table that the contract has no more: they are null.
-    """
-
-    def __init__(self, schema: pa.Schema, tables: Iterable[pa.Table], gone: Iterable[pa.Field] = ()) -> None:
-        self.failure: Exception | None = None
-        self._schema = schema
-        self._tables = tables
-        self._gone = list(gone)
-
-    def reader(self) -> pa.RecordBatchReader:
-        return pa.RecordBatchReader.from_batches(pa.schema([*self._schema, *self._gone]), self._batches())
-
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        try:
-            for table in self._tables:
-                rows = table.select(self._schema.names).cast(self._schema)
-                for field in self._gone:
-                    rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
-                yield from rows.to_batches()
-        except Exception as error:
-            self.failure = error
-            raise
-
-
 def _contract(table: str) -> Table:
     return TABLES[table]
 
@@ -501,13 +473,3 @@ def insist(work: Callable[[], None]) -> None:
             time.sleep(random.uniform(0, attempt))  # so that two runs which met do not meet again
         else:
             return
-
-
-@cache
-def revision() -> str:
-    """Code revision: `$NIGHTJAR_REVISION` (set in images), else git's, else `unknown`."""
-    if "NIGHTJAR_REVISION" in os.environ:
-        return os.environ["NIGHTJAR_REVISION"]
-    here = Path(__file__).parent
-    answer = subprocess.run(["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return answer.stdout.strip() if answer.returncode == 0 else "unknown"

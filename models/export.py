@@ -33,7 +33,8 @@ from numpy.typing import NDArray
 from jobs.contracts.days import DayRange
 from jobs.contracts.errors import ContractBroken, FolderUnwritable, LibraryMissing, NotReady, TooLittleData
 from jobs.contracts.exports import check_format
-from jobs.lake import DataFile, Lake, revision
+from jobs.contracts.revision import revision
+from jobs.lake import DataFile, Lake
 from jobs.settings import Settings
 from jobs.storage import new_folder
 from models.data import END_CODES, Bools, Floats, Ints, Steps, read_steps, version_as_of

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from jobs.contracts.errors import TooLittleData, TrainingFailed
-from jobs.lake import Lake, revision
+from jobs.contracts.revision import revision
+from jobs.lake import Lake
 from jobs.settings import Settings, Train
 from jobs.steps import find_step
 from jobs.storage import whole_folder

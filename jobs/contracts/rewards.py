@@ -21,9 +21,6 @@ UNATTRIBUTED_REASONS = {
 MAX_LENGTH = 200
 MICRO = 1_000_000  # a reward is kept in millionths until it is summed, so that the order of a sum changes no bit
 _LARGEST = "1e9"  # the reward of one event; a larger one counts as 0, as does what is no number
-# SQL that makes an exact number of a double, so that the order of a sum changes no bit; what is missing, not finite or
-# beyond 1e22 counts as 0.
-AMOUNT = "coalesce(try_cast({} as decimal(28,6)), 0)"
 
 _TOKEN = re.compile(r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<name>[A-Za-z_]\w*)|(?P<sign>[-+*/(),]))")
 _FUNCTIONS = {"min": "least", "max": "greatest"}

@@ -22,38 +22,38 @@ ledger as (
     where day = $day
 ),
 
-given as (
+moved as (
     select
         null as reason,
-        reward
+        reward as given,
+        0 as booked
     from transitions
     union all
     select
         reason,
-        reward
+        reward as given,
+        0 as booked
     from unattributed
-),
-
-given_sums as (
+    union all
     select
-        coalesce(reason, 'given') as reason,
-        sum(cast(round(reward * 1000000) as bigint)) as reward
-    from given
-    group by reason
-),
-
-ledger_sums as (
-    select
-        coalesce(reason, 'given') as reason,
-        sum(cast(round(reward * 1000000) as bigint)) as reward
+        reason,
+        0 as given,
+        reward as booked
     from ledger
+),
+
+sums as (
+    select
+        reason,
+        sum(cast(round(given * 1000000) as bigint)) as given_reward,
+        sum(cast(round(booked * 1000000) as bigint)) as ledger_reward
+    from moved
     group by reason
 )
 
 select
-    given_sums.reward as given_reward,
-    ledger_sums.reward as ledger_reward,
-    coalesce(given_sums.reason, ledger_sums.reason) as reason
-from given_sums
-full outer join ledger_sums on given_sums.reason = ledger_sums.reason
-where coalesce(given_sums.reward, 0) != coalesce(ledger_sums.reward, 0)
+    given_reward,
+    ledger_reward,
+    reason
+from sums
+where given_reward != ledger_reward
