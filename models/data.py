@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.contracts.errors import FutureData
+from jobs.contracts.tables import ENDS
 from jobs.lake import DataFile, Lake
 
-END_CODES = {"terminated": 1, "truncated_gap": 2, "truncated_window": 3, "immature": 4}
+END_CODES = {end: code for code, end in enumerate(ENDS, start=1)}
 EPOCH = date(1970, 1, 1)
 _COLUMNS = ("user_id", "event_time", "step", "item", "event_type", "response", "reward", "first", "end", "propensity")
 

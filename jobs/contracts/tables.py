@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ENDS = ("terminated", "truncated_gap", "truncated_window", "immature")  # why an episode stops at a step
+
 
 @dataclass(frozen=True)
 class Column:
@@ -177,7 +179,7 @@ _ALL = (
            Column("response", "string", "weightiest event type that answered the step before the user's next step; null = none"),
            _required("reward", "double", "reward of all events attributed to the step"),
            _required("first", "boolean", "true = the first step of an episode"),
-           Column("end", "string", "terminated, truncated_gap, truncated_window, immature; null = the episode goes on"),
+           Column("end", "string", f"{', '.join(ENDS)}; null = the episode goes on"),
            Column("propensity", "float", "probability with which the logging system chose the item; null = not logged"),
            Column("candidate_set", "bigint", "key in gold.candidate_sets; null = every item available on the day"),
            _required("as_of_day", "date", "last arrival day that the row may know of"),

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from jobs.contracts.tables import ENDS
 from jobs.settings import Settings
 from jobs.transitions.cuts import maturity_days, reach_days
 
-ENDS = ("terminated", "truncated_gap", "truncated_window", "immature")
-_TERMINATED, _GAP, _WINDOW, _IMMATURE = range(4)
+_TERMINATED, _GAP, _WINDOW, _IMMATURE = range(len(ENDS))
 _DAY_MICROS = 86_400_000_000
 _FAR = np.iinfo(np.int64).max
 

@@ -26,6 +26,7 @@ from pyspark.storagelevel import StorageLevel
 
 from jobs.contracts.days import DayRange
 from jobs.contracts.rewards import MICRO, UNATTRIBUTED_REASONS
+from jobs.contracts.tables import ENDS
 from jobs.database import database, one_of
 from jobs.lake import Lake
 from jobs.settings import Settings
@@ -33,7 +34,7 @@ from jobs.steps import find_step
 from jobs.transitions.cuts import Sight, around, as_of_days, looks, reach_days, sights, touched
 from jobs.transitions.items import INDEX, number_items
 from jobs.transitions.parcels import packed, unpacked
-from jobs.transitions.sequences import ENDS, STEPS, SUMS, Rules, outcomes
+from jobs.transitions.sequences import STEPS, SUMS, Rules, outcomes
 from jobs.transitions.sources import SILVER, Sources
 
 if TYPE_CHECKING:

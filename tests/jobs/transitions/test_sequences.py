@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.contracts.rewards import UNATTRIBUTED_REASONS
-from jobs.transitions.sequences import ENDS, Rules, outcomes
+from jobs.contracts.tables import ENDS
+from jobs.transitions.sequences import Rules, outcomes
 from tests.jobs.silver import FIRST, Row, at, event
 from tests.jobs.transitions.reference import GAP, LONGEST, REACH, TYPES, Expected, expected, worth
 
