@@ -1,7 +1,8 @@
 """The lake: Delta tables below one folder, of this machine or of an object store. The only module that touches tables.
 
-What needs no JVM goes through deltalake and pyarrow; Spark frames go through Spark, whose packages are imported only then.
-Every write is one atomic commit that replaces whole days, and carries in its log entry which step made which days from
+What needs no JVM goes through deltalake and pyarrow. Spark reads tables as frames; what its tasks make they write themselves, as
+Parquet by Arrow, and deltalake commits it: Spark's own writer costs as much as all else that a night does, and a second set of
+rules for who may commit after whom. Every write is one atomic commit that replaces whole days, and carries in its log entry which step made which days from
 which versions of which tables: that entry is what `commits` and `done` read.
 
 Nobody holds a lock. A write that another one has overtaken raises ConcurrentWrite and leaves nothing; `insist` then does the
@@ -24,19 +25,19 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Schema, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction, RemoveAction
 
 from jobs.commits import Commit, commit_of, record, texts
-from jobs.contracts.days import ranges
 from jobs.contracts.errors import ConcurrentWrite, ContractBroken, LakeUnwritable, NotReady
 from jobs.contracts.features import declared_of
 from jobs.contracts.tables import TABLES, Column, Table
+from jobs.files import DataFile, FileWriter, added, opened
 from jobs.schemas import Difference, arrow_schema, differences_of, skipped_by, writer_properties
-from jobs.storage import S3A_SCHEME, SCHEME, Location, S3Path, delta_options, filesystem, prove_reachable, prove_writable, unreachable
+from jobs.storage import S3A_SCHEME, SCHEME, Location, S3Path, delta_options, prove_reachable, prove_writable, unreachable
 from jobs.streams import Stream
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
-    import pyarrow.fs as pafs
     from pyspark.sql import DataFrame, SparkSession
 
 _ATTEMPTS = 10
@@ -48,16 +49,6 @@ _TABLE_PROPERTIES = {
 
 
 @dataclass(frozen=True)
-class DataFile:
-    """One Parquet file of a version of a table. It never changes: a table does by other files."""
-
-    path: str  # below the folder of the table
-    partition: dict[str, str]  # value of each partition column, as the contract would write it
-    rows: int
-    bytes: int
-
-
-@dataclass(frozen=True)
 class Lake:
     """The tables below `root`, made for logs whose event types are `event_types`."""
 
@@ -66,7 +57,7 @@ class Lake:
 
     def path(self, table: str) -> str:
         """Folder of a table: `gold.transitions` lies in `gold/transitions`."""
-        return str(self.root / _contract(table).name.replace(".", "/"))
+        return str(self._folder(table))
 
     def columns(self, table: str) -> tuple[Column, ...]:
         """Columns of a table, its declared features included."""
@@ -155,7 +146,7 @@ class Lake:
 
         schema = self.schema(table)
         texts = [name for name in columns if schema.field(name).type == pa.string()]
-        files, (path,) = self._files([f"{self.path(table)}/{file.path}"])
+        files, (path,) = opened([f"{self.path(table)}/{file.path}"], self.root)
         with self._store(), files.open_input_file(path) as source:
             try:
                 rows = self._decoded(source, columns, texts)
@@ -182,7 +173,7 @@ class Lake:
         delta = self._open(table, version)
         if not all(difference.harmless for difference in differences_of(table, self.columns(table), delta.schema().fields)):
             return False
-        files, paths = self._files(delta.file_uris(_filters(_contract(table).day_column, partitions)))
+        files, paths = opened(delta.file_uris(_filters(_contract(table).day_column, partitions)), self.root)
         return all(info.is_file for info in files.get_file_info(paths))
 
     def replace(
@@ -238,6 +229,10 @@ class Lake:
         frame = (reader if version is None else reader.option("versionAsOf", version)).load(self._spark_path(table))
         return frame.selectExpr("*", *(f"cast(null as {difference.expected}) as `{difference.column}`" for difference in lacking))
 
+    def writer(self, table: str) -> FileWriter:
+        """What writes files of a table in the tasks of Spark, to be told to `replace_by_files`."""
+        return FileWriter(self._folder(table), _contract(table), self.columns(table))
+
     def replace_frame(
         self,
         table: str,
@@ -249,32 +244,67 @@ class Lake:
         seen: int | None = None,
         fingerprint: str = "",
     ) -> None:
-        """Replace days of a table by a Spark frame in one commit, recorded as making `days`; the rest is as in `replace`."""
-        from delta import exceptions as conflicts
-
-        self.ensure(table)
-        self._refuse_overtaken(table, days, inputs)
-        contract = _contract(table)
+        """Replace days of a table by a Spark frame whose rows come in the order of the days; the rest is as in `replace`."""
         columns = self.columns(table)
         missing = [column.name for column in columns if column.name not in frame.columns]
         if missing:
             raise ContractBroken(f"Step {step} made no column {', '.join(missing)} for {table}; it made {', '.join(frame.columns)}.")
+        writer = self.writer(table)
+
+        def written(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            for file in writer.write(pa.Table.from_batches([batch]) for batch in batches):
+                yield pa.record_batch({"file": [file]})
+
+        def files() -> Iterator[str]:
+            rows = frame.selectExpr(*(f"cast(`{column.name}` as {column.type}) as `{column.name}`" for column in columns))
+            for row in rows.mapInArrow(written, "file string").collect():
+                yield row["file"]
+
+        self.replace_by_files(table, files(), step, days, inputs, partitions, seen, fingerprint)
+
+    def replace_by_files(
+        self,
+        table: str,
+        files: Iterable[str],
+        step: str,
+        days: Collection[date],
+        inputs: Mapping[str, int],
+        partitions: Collection[date] | None = None,
+        seen: int | None = None,
+        fingerprint: str = "",
+    ) -> None:
+        """Replace days of a table by files that its `writer` has written, or writes meanwhile, in one commit; the rest is as in `replace`.
+
+        Where there is no commit, nobody ever reads the files.
+        """
+        self.ensure(table)
+        self._refuse_overtaken(table, days, inputs)
+        column = _contract(table).day_column
+        assert column is not None  # a table that is replaced whole is none of Spark's
         replaced = days if partitions is None else partitions
-        writer = (
-            frame.selectExpr(*(f"cast(`{column.name}` as {column.type}) as `{column.name}`" for column in columns))
-            .write.format("delta")
-            .mode("overwrite")
-            .option(_RECORD, record(step, days, inputs, fingerprint, replaced, ()))
-        )
-        if contract.day_column:
-            writer = writer.option("replaceWhere", _within(contract.day_column, replaced))
-        try:
-            writer.save(self._spark_path(table))
-        except tuple(getattr(conflicts, name) for name in conflicts.__all__) as error:  # the one named like their parent is none
-            raise self._overtaken(table, days) from error
-        # Spark can't be told which version the rows were made from: whether it was the last one shows afterwards.
-        if seen is not None and self.version(table) != seen + 1:
-            raise self._overtaken(table, days)
+        before = self.version(table)
+        with self._in_tasks(table):
+            actions: list[AddAction | RemoveAction] = [added(file) for file in files]
+        while True:
+            delta = self._open(table, None)
+            others = [commit for commit in self.commits(table) if before < commit.version]
+            # Of a commit that does not say what it has changed, anything is assumed.
+            if len(others) < delta.version() - before or any(seen is not None or commit.replaced & {*replaced} for commit in others):
+                raise self._overtaken(table, days)
+            if seen is not None and seen != before:
+                raise self._overtaken(table, days)
+            try:
+                delta.create_write_transaction(
+                    actions,
+                    "overwrite" if replaced else "append",
+                    delta.schema(),
+                    list(_contract(table).partition_by),
+                    _filters(column, replaced) if replaced else None,
+                    commit_properties=CommitProperties({_RECORD: record(step, days, inputs, fingerprint, replaced, ())}, max_commit_retries=0),
+                )
+            except CommitFailedError:  # another one was faster: is it in the way?
+                continue
+            return
 
     def differences(self, table: str) -> list[Difference]:
         """How the columns of a table differ from its contract; not at all where there is no table."""
@@ -361,10 +391,24 @@ class Lake:
             if isinstance(self.root, S3Path) and isinstance(error, OSError):
                 raise unreachable(f"{table} in {self.root}", self.root.s3, error) from error
             if refusal := re.search(r"([^:]+) \(os error \d+\)", str(error)):
-                raise LakeUnwritable(
-                    f"{table} in {self.root} can't be written: {refusal[1].strip()}. It holds what it held before. Mend that, and run the step again."
-                ) from error
+                raise self._unwritable(table, refusal[1]) from error
             raise
+
+    @contextmanager
+    def _in_tasks(self, table: str) -> Iterator[None]:
+        """What goes wrong while tasks of Spark write, as the message that it is."""
+        from jobs.spark import from_tasks
+
+        try:
+            with from_tasks():
+                yield
+        except OSError as error:
+            if isinstance(self.root, S3Path):
+                raise unreachable(f"{table} in {self.root}", self.root.s3, error) from error
+            raise self._unwritable(table, error.strerror or str(error)) from error
+
+    def _unwritable(self, table: str, refusal: str) -> LakeUnwritable:
+        return LakeUnwritable(f"{table} in {self.root} can't be written: {refusal.strip()}. It holds what it held before. Mend that, and run the step again.")
 
     def _refuse_overtaken(self, table: str, days: Collection[date], inputs: Mapping[str, int]) -> None:
         if not inputs:
@@ -380,6 +424,9 @@ class Lake:
         return ConcurrentWrite(
             f"Another run has changed {table} in {self.root} for {_listed(days)} meanwhile. Nothing of this one is in it: run the step again."
         )
+
+    def _folder(self, table: str) -> Location:
+        return self.root / _contract(table).name.replace(".", "/")
 
     def _open(self, table: str, version: int | None) -> DeltaTable:
         try:
@@ -397,15 +444,9 @@ class Lake:
         if not uris:
             return ds.dataset(schema.empty_table())
         partitioning = ds.partitioning(pa.schema([schema.field(name) for name in contract.partition_by]), flavor="hive") if contract.partition_by else None
-        files, paths = self._files(uris)
+        files, paths = opened(uris, self.root)
         base = self.path(table).removeprefix(SCHEME)
         return ds.dataset(paths, schema=schema, format="parquet", filesystem=files, partitioning=partitioning, partition_base_dir=base)
-
-    def _files(self, uris: Iterable[str]) -> tuple[pafs.FileSystem, list[str]]:
-        """What reads such files, and what it calls them."""
-        import pyarrow.fs as pafs
-
-        return filesystem(self.root.s3) if isinstance(self.root, S3Path) else pafs.LocalFileSystem(), [uri.removeprefix(SCHEME) for uri in uris]
 
     def _options(self) -> dict[str, str] | None:
         return delta_options(self.root.s3) if isinstance(self.root, S3Path) else None
@@ -446,11 +487,6 @@ def _days_in(column: str, days: Collection[date]) -> str:
     """A condition; with no day to replace, the commit still records that the run was made."""
     quoted = ", ".join(f"'{day}'" for day in sorted(days))
     return f"{column} IN ({quoted})" if days else "false"
-
-
-def _within(column: str, days: Collection[date]) -> str:
-    """The same as typed ranges: Delta holds each row that Spark writes against it, and turned the texts of all days into dates for each."""
-    return " or ".join(f"({column} >= date '{some.first}' and {column} <= date '{some.last}')" for some in ranges(days)) or "false"
 
 
 def _filters(column: str | None, partitions: Collection[date] | None) -> list[tuple[str, str, list[str]]] | None:

@@ -65,19 +65,39 @@ def skipped_by(contract: Table) -> list[str]:
     return [name for name in names if name in _SKIPPED_BY] or names[:1]
 
 
-def writer_properties(contract: Table, columns: Iterable[Column]) -> WriterProperties:
+@dataclass(frozen=True)
+class Encoding:
+    """How the files of a table are written: which columns with a dictionary, which by differences, and of which the extremes are told."""
+
+    dictionaries: list[str]
+    differences: list[str]
+    extremes: list[str]
+
+
+def encoding_of(contract: Table, columns: Iterable[Column]) -> Encoding:
     """How the files of a table are written. The extremes of a column by which nobody skips would cost more than they give."""
-    skipping = skipped_by(contract)
     # The few users of a day and bucket have many rows each there: that reads a fifth faster.
-    dictionaries = (*_DICTIONARIES, "user_id") if "bucket" in contract.partition_by else _DICTIONARIES
+    names = (*_DICTIONARIES, "user_id") if "bucket" in contract.partition_by else _DICTIONARIES
+    written = [column for column in columns if column.name not in contract.partition_by]
+    return Encoding(
+        [column.name for column in written if column.name in names or column.type in _DICTIONARY_TYPES],
+        [column.name for column in written if column.type in _DIFFERENCE_TYPES],
+        skipped_by(contract),
+    )
+
+
+def writer_properties(contract: Table, columns: Iterable[Column]) -> WriterProperties:
+    """The same for deltalake's writer."""
+    columns = [*columns]
+    encoding = encoding_of(contract, columns)
     return WriterProperties(
         compression="ZSTD",
         default_column_properties=ColumnProperties(dictionary_enabled=False, statistics_enabled="NONE"),
         column_properties={
             column.name: ColumnProperties(
-                dictionary_enabled=column.name in dictionaries or column.type in _DICTIONARY_TYPES,
-                statistics_enabled="CHUNK" if column.name in skipping else "NONE",
-                encoding="DELTA_BINARY_PACKED" if column.type in _DIFFERENCE_TYPES else None,
+                dictionary_enabled=column.name in encoding.dictionaries,
+                statistics_enabled="CHUNK" if column.name in encoding.extremes else "NONE",
+                encoding="DELTA_BINARY_PACKED" if column.name in encoding.differences else None,
             )
             for column in columns
         },

@@ -7,9 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.contracts import errors
 from jobs.contracts.errors import EngineMissing, LakeUnwritable
 from jobs.settings import Settings
 from jobs.storage import S3A_SCHEME, SCHEME, S3Path, hadoop_options, prove_reachable
@@ -146,6 +149,21 @@ def start_session(settings: Settings) -> SparkSession:
     if isinstance(settings.lake_path, S3Path):
         _require_conditions(session, settings.lake_path)
     return session
+
+
+@contextmanager
+def from_tasks() -> Iterator[None]:
+    """What a task raised, a NightjarError or an OSError, without the traces that Spark puts around it."""
+    from pyspark.errors import PythonException
+
+    try:
+        yield
+    except PythonException as error:
+        if found := re.search(rf"^{errors.__name__}\.(\w+): (.+)$", str(error), re.MULTILINE):
+            raise getattr(errors, found[1])(found[2]) from error
+        if found := re.search(r"^(?:OSError|PermissionError|FileNotFoundError): (?:\[Errno (\d+)\] )?(.+)$", str(error), re.MULTILINE):
+            raise (OSError(int(found[1]), found[2]) if found[1] else OSError(found[2])) from error
+        raise
 
 
 def _require_conditions(session: SparkSession, lake: S3Path) -> None:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from jobs.contracts.errors import FutureData
 from jobs.contracts.tables import ENDS
-from jobs.lake import DataFile, Lake
+from jobs.files import DataFile
+from jobs.lake import Lake
 
 END_CODES = {end: code for code, end in enumerate(ENDS, start=1)}
 EPOCH = date(1970, 1, 1)

@@ -34,7 +34,8 @@ from jobs.contracts.days import DayRange
 from jobs.contracts.errors import ContractBroken, FolderUnwritable, LibraryMissing, NotReady, TooLittleData
 from jobs.contracts.exports import check_format
 from jobs.contracts.revision import revision
-from jobs.lake import DataFile, Lake
+from jobs.files import DataFile
+from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.storage import new_folder
 from models.data import END_CODES, Bools, Floats, Ints, Steps, read_steps, version_as_of

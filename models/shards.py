@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import date
 from itertools import groupby
 
-from jobs.lake import DataFile, Lake
+from jobs.files import DataFile
+from jobs.lake import Lake
 from models.data import files_of
 
 

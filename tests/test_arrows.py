@@ -17,7 +17,7 @@ LIGHT = ("jobs.contracts", "jobs.settings", "jobs.steps")
 ALLOWED = {
     "dags": LIGHT,
     "jobs": ("sql",),
-    "models": (*LIGHT, "jobs.lake", "jobs.runs", "jobs.storage"),
+    "models": (*LIGHT, "jobs.files", "jobs.lake", "jobs.runs", "jobs.storage"),
     "sql": (),
 }
 

@@ -80,7 +80,6 @@ STEPS = pa.schema(
         ("candidate_set", pa.int64()),
         ("as_of_day", pa.date32()),
         ("day", pa.date32()),
-        ("place", pa.int32()),  # in the order of the day, the user and the steps
     ]
 )
 STRAYS = pa.schema(
@@ -219,7 +218,7 @@ def _steps(table: pa.Table, events: Events, step: Ints, rules: Rules) -> pa.Tabl
     number = np.arange(len(steps)) - np.maximum.accumulate(np.where(new_day, np.arange(len(steps)), 0)) + 1
     first = (pause > rules.gap) | np.insert(closed, 0, True)[: len(steps)]
     made = np.flatnonzero(as_of >= 0)
-    made = made[np.argsort(day[made], kind="stable")]  # as they are written: what is sorted already is soon sorted
+    made = made[np.argsort(day[made], kind="stable")]  # as they are written: by day, user and time
     return _of(
         STEPS,
         table.take(events.rows[steps[made]]),
@@ -228,7 +227,6 @@ def _steps(table: pa.Table, events: Events, step: Ints, rules: Rules) -> pa.Tabl
         first=first[made],
         response=_nullable(response[made]),
         end=_nullable(end[made]),
-        place=np.arange(len(made)),
     )
 
 

@@ -3,9 +3,9 @@
 Nothing of a user's history is copied into a row, and episodes have no number: `first` and `end` depend on the two
 neighbouring steps alone, so that a day can be rebuilt from the days around it.
 
-Spark spreads the work and writes. Inside a task it is Arrow: what days show is read once and parted by user, and what belongs
-to a user is then worked out column by column, in `sequences`. Spark's window functions would sort all rows once for each of four
-orders, at five times the CPU time.
+Spark spreads the work. Inside a task it is Arrow: what days show is read once and parted by user, what belongs to a user is then
+worked out column by column, in `sequences`, and what comes of that is parted by day and bucket and written. Spark's window
+functions would sort all rows once for each of four orders, at five times the CPU time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import numpy as np
 import pyarrow as pa  # not for the type checker alone: Spark reads the type hints of functions that it is given
 import pyarrow.compute as pc
 from pyspark.sql.pandas.types import from_arrow_schema
-from pyspark.storagelevel import StorageLevel
 
 from jobs.contracts.days import DayRange
 from jobs.contracts.rewards import MICRO, UNATTRIBUTED_REASONS
@@ -30,11 +29,12 @@ from jobs.contracts.tables import ENDS
 from jobs.database import database, one_of
 from jobs.lake import Lake
 from jobs.settings import Settings
+from jobs.spark import from_tasks
 from jobs.steps import find_step
 from jobs.transitions.cuts import Sight, around, as_of_days, looks, reach_days, sights, touched
 from jobs.transitions.items import INDEX, number_items
 from jobs.transitions.parcels import packed, unpacked
-from jobs.transitions.sequences import STEPS, SUMS, Rules, outcomes
+from jobs.transitions.sequences import SUMS, Rules, outcomes
 from jobs.transitions.sources import SILVER, Sources
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 _SIGHT_EVENTS = 500_000  # that a task reads at once
 _GROUP_EVENTS = 1_000_000  # of the users that a task works out at once, in some 300 MB
-_PARCEL_ROWS = 1 << 17  # at most; what goes through the driver is one of them at a time
+WRITTEN = {"strays": "gold.unattributed", "steps": "gold.transitions"}  # by the tasks; in the order of their commits, which `went` relies on
+_PARCELS = pa.schema({"kind": pa.string(), "day": pa.date32(), "bucket": pa.int32(), "part": pa.int32(), "parcel": pa.binary()})
 
 
 def run(spark: SparkSession, lake: Lake, settings: Settings, days: DayRange) -> None:
@@ -70,18 +71,15 @@ def run(spark: SparkSession, lake: Lake, settings: Settings, days: DayRange) -> 
         number_items(lake, duck, days, known, inputs, versions[INDEX])
     sources = Sources(lake, settings, inputs[SILVER], lake.version(INDEX))
     seen = spread(spark, sights(looks(as_of, reach, days.last), sizes, _SIGHT_EVENTS))
-    made = made_of(seen, sources, math.ceil(sum(sizes.values()) / _GROUP_EVENTS / settings.episodes.buckets)).persist(StorageLevel.DISK_ONLY)
-    try:
-        for table, rows in (
-            ("gold.candidate_sets", candidate_sets(seen, sources)),
-            ("gold.unattributed", unattributed(made, settings)),
-            ("gold.rewards", rewards(made, settings)),
-        ):
-            lake.replace(table, rows, step.name, [*days], inputs, gone | as_of.keys(), versions[table], settings.rules(step.name))
-        frame, table = transitions(made, settings), "gold.transitions"
-        lake.replace_frame(table, frame, step.name, [*days], inputs, gone | as_of.keys(), versions[table], settings.rules(step.name))
-    finally:
-        made.unpersist()
+    parts = math.ceil(sum(sizes.values()) / _GROUP_EVENTS / settings.episodes.buckets)
+    with from_tasks():
+        files, ledger = written(outcomes_of(seen, sources, max(parts, 1)), sources)
+        sets = candidate_sets(seen, sources)
+    partitions, rules = gone | as_of.keys(), settings.rules(step.name)
+    for table, rows in (("gold.candidate_sets", sets), ("gold.rewards", ledger)):
+        lake.replace(table, rows, step.name, [*days], inputs, partitions, versions[table], rules)
+    for table in WRITTEN.values():
+        lake.replace_by_files(table, files[table], step.name, [*days], inputs, partitions, versions[table], rules)
 
 
 def arrivals(duck: duckdb.DuckDBPyConnection, condition: str) -> list[tuple[date, date]]:
@@ -112,13 +110,13 @@ def spread(spark: SparkSession, sights: list[Sight]) -> DataFrame:
     return spark.createDataFrame(spark.sparkContext.parallelize(rows, max(len(rows), 1)), "cut date, days array<date>, as_of_days array<date>")
 
 
-def made_of(sights: DataFrame, sources: Sources, parts: int) -> DataFrame:
-    """What `sequences.outcomes` makes of what the sights show: `kind` (steps, strays or sums) and `parcel`.
+def outcomes_of(sights: DataFrame, sources: Sources, parts: int) -> DataFrame:
+    """What `sequences.outcomes` makes of what the sights show, in parcels: `kind` (steps, strays or sums), `day`, `bucket`, `part`, `parcel`.
 
-    The users of a bucket are worked out in as many `parts`.
+    The users of a bucket are worked out in as many `parts`. A parcel has the rows of one day; but sums have no day, nor strays a bucket.
     """
     rules, buckets = Rules.of(sources.settings), sources.settings.episodes.buckets
-    groups = buckets * max(parts, 1)
+    groups = buckets * parts
 
     def parted(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for cut, rows in sources.looked_at(batches):
@@ -132,12 +130,37 @@ def made_of(sights: DataFrame, sources: Sources, parts: int) -> DataFrame:
 
     def worked_out(group: pa.Table) -> pa.Table:
         made = outcomes(unpacked(group["parcel"]), rules)
-        bucket = pa.scalar(group["users"][0].as_py() % buckets, pa.int32())
-        made["steps"] = made["steps"].append_column("bucket", pa.repeat(bucket, len(made["steps"])))
-        cut = [(kind, packed(table[at : at + _PARCEL_ROWS])) for kind, table in made.items() for at in range(0, len(table), _PARCEL_ROWS)]
-        return pa.table([[kind for kind, _ in cut], [parcel for _, parcel in cut]], schema=pa.schema({"kind": pa.string(), "parcel": pa.binary()}))
+        part, bucket = divmod(group["users"][0].as_py(), buckets)
+        parcels: list[tuple[object, ...]] = [("sums", None, None, part, packed(made["sums"]))]
+        for kind, of_bucket in (("steps", bucket), ("strays", None)):
+            rows = made[kind].sort_by("day") if kind == "strays" else made[kind]
+            parcels += [(kind, day, of_bucket, part, packed(of_day)) for day, of_day in by_day(rows)]
+        return pa.table([*zip(*parcels, strict=True)], schema=_PARCELS)
 
-    return sights.mapInArrow(parted, "cut date, users int, parcel binary").groupBy("cut", "users").applyInArrow(worked_out, "kind string, parcel binary")
+    return sights.mapInArrow(parted, "cut date, users int, parcel binary").groupBy("cut", "users").applyInArrow(worked_out, from_arrow_schema(_PARCELS))
+
+
+def written(outcomes: DataFrame, sources: Sources) -> tuple[dict[str, list[str]], pa.Table]:
+    """Write the steps and the strays as files, of which no table knows yet, by table; and sum the sums: the rows of `gold.rewards`."""
+    settings, writers = sources.settings, {kind: sources.lake.writer(table) for kind, table in WRITTEN.items()}
+
+    def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        parcels = (row for batch in batches for row in zip(*(batch[name] for name in ("kind", "bucket", "parcel")), strict=True))
+        for kind, of_kind in itertools.groupby(parcels, key=lambda parcel: parcel[0].as_py()):
+            if kind == "sums":
+                made = [parcel.as_py() for _, _, parcel in of_kind]
+            else:
+                made = [file.encode() for file in writers[kind].write(_finished(unpacked([parcel]), bucket, settings) for _, bucket, parcel in of_kind)]
+            yield pa.record_batch({"kind": [kind] * len(made), "made": pa.array(made, pa.binary())})
+
+    # A file a day and bucket, in it one user after the other.
+    by_file = outcomes.repartition("kind", "day", "bucket").sortWithinPartitions("kind", "day", "bucket", "part")
+    made = by_file.mapInArrow(write, "kind string, made binary").collect()
+    files = {table: [row["made"].decode() for row in made if row["kind"] == kind] for kind, table in WRITTEN.items()}
+    keys = ["day", "event_day", "event_type", "reason", "as_of_day"]
+    sums = pa.concat_tables([SUMS.empty_table(), *(unpacked([row["made"]]) for row in made if row["kind"] == "sums")])
+    summed = sums.group_by(keys).aggregate([("events", "sum"), ("reward", "sum")]).rename_columns([*keys, "events", "reward"])
+    return files, _finished(summed.sort_by([(key, "ascending") for key in keys]), None, settings)
 
 
 def candidate_sets(sights: DataFrame, sources: Sources) -> Iterator[pa.Table]:
@@ -147,64 +170,23 @@ def candidate_sets(sights: DataFrame, sources: Sources) -> Iterator[pa.Table]:
         for sets in sources.candidate_sets(batches):
             yield pa.record_batch({"parcel": [packed(sets)]})
 
-    return _through_the_driver(sights.mapInArrow(listed, "parcel binary"))
+    # Few rows for few files, which go through the driver one part at a time.
+    return (unpacked([row["parcel"]]) for row in sights.mapInArrow(listed, "parcel binary").toLocalIterator())
 
 
-def unattributed(made: DataFrame, settings: Settings) -> Iterator[pa.Table]:
-    """Rewarded answers that belong to no step, with a reason of `jobs.contracts.rewards.UNATTRIBUTED_REASONS`."""
-    for rows in _through_the_driver(made.where("kind = 'strays'").select("parcel")):
-        yield _named(rows, settings)
+def by_day(rows: pa.Table) -> Iterator[tuple[date, pa.Table]]:
+    """Rows in the order of their `day`, cut where it changes."""
+    days = rows["day"].to_numpy()
+    edges = [0, *(np.flatnonzero(days[1:] != days[:-1]) + 1).tolist(), len(days)] if len(days) else []
+    for begin, end in itertools.pairwise(edges):
+        yield rows["day"][begin].as_py(), rows[begin:end]
 
 
-def rewards(made: DataFrame, settings: Settings) -> pa.Table:
-    """Where rewards went, summed over the users."""
-    keys = ["day", "event_day", "event_type", "reason", "as_of_day"]
-    sums = pa.concat_tables([SUMS.empty_table(), *_through_the_driver(made.where("kind = 'sums'").select("parcel"))])
-    summed = sums.group_by(keys).aggregate([("events", "sum"), ("reward", "sum")])
-    return _named(summed.rename_columns([*keys, "events", "reward"]).sort_by([(key, "ascending") for key in keys]), settings)
-
-
-def _through_the_driver(parcels: DataFrame) -> Iterator[pa.Table]:
-    """Few rows for few files: a write of Spark's costs four CPU seconds before its first row."""
-    return (unpacked([row["parcel"]]) for row in parcels.toLocalIterator())
-
-
-def _named(rows: pa.Table, settings: Settings) -> pa.Table:
-    """Names in place of codes, and rewards as they are."""
-    names = {"event_type": settings.event_types, "reason": UNATTRIBUTED_REASONS}
+def _finished(rows: pa.Table, bucket: pa.Scalar | None, settings: Settings) -> pa.Table:
+    """Names in place of codes, rewards as they are, and the bucket."""
+    names = {"event_type": settings.event_types, "response": settings.event_types, "end": ENDS, "reason": UNATTRIBUTED_REASONS}
     for column in names.keys() & {*rows.column_names}:
-        values = pa.array(names[column], pa.string()).take(rows[column].combine_chunks())
-        rows = rows.set_column(rows.column_names.index(column), column, values)
-    return rows.set_column(rows.column_names.index("reward"), "reward", pc.divide(rows["reward"].cast(pa.float64()), float(MICRO)))
-
-
-def transitions(made: DataFrame, settings: Settings) -> DataFrame:
-    """One row a step of the days to rebuild, as `gold.transitions` has them."""
-    schema = STEPS.append(pa.field("bucket", pa.int32()))
-
-    def opened(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for parcel in batch["parcel"]:
-                yield from unpacked([parcel]).to_batches()
-
-    def named(code: str, names: Iterable[str]) -> str:
-        # Not by element_at, which takes the last name where the code is null (Spark 4.2.0).
-        cases = " ".join(f"when {number} then '{name}'" for number, name in enumerate(names))
-        return f"case {code} {cases} end as {code}"
-
-    return (
-        made.where("kind = 'steps'")
-        .select("parcel")
-        .mapInArrow(opened, from_arrow_schema(schema))
-        # A file a day and bucket, in the order in which a user's steps are read.
-        .sortWithinPartitions("day", "bucket", "place")
-        .selectExpr(
-            *("user_id", "event_time", "step", "item"),
-            named("event_type", settings.event_types),
-            named("response", settings.event_types),
-            f"reward / {MICRO}D as reward",
-            "first",
-            named("end", ENDS),
-            *("propensity", "candidate_set", "as_of_day", "day", "bucket"),
-        )
-    )
+        named = pa.DictionaryArray.from_arrays(rows[column].combine_chunks(), pa.array(names[column], pa.string()))
+        rows = rows.set_column(rows.column_names.index(column), column, named)
+    rows = rows.set_column(rows.column_names.index("reward"), "reward", pc.divide(rows["reward"].cast(pa.float64()), float(MICRO)))
+    return rows if bucket is None else rows.append_column("bucket", pa.repeat(bucket, rows.num_rows))

@@ -138,7 +138,8 @@ def fill(lake: Lake, numbers: range, sessions: int) -> None:
 def main(
     days: Annotated[int, typer.Option(help="of history")] = 100,
     sessions: Annotated[int, typer.Option(help="a day, of 25 events")] = 8000,
-    usual: Annotated[bool, typer.Option(help="the usual way with Spark too, which takes as long as all the rest")] = True,
+    usual: Annotated[bool, typer.Option(help="the usual way with Spark too")] = True,
+    features: Annotated[bool, typer.Option(help="the night of the features too, which needs their whole history")] = True,
 ) -> None:
     """Make the transitions of the history, with the peers beside; then a night on all of it, and on its last ten days."""
     page = Table("what", "CPU s", "ratio", "peak GB", "wall s", "bytes a row")
@@ -167,16 +168,18 @@ def main(
             cost = measure([sys.executable, "-c", _USUAL, silver, str(folder / "copied")], elsewhere(folder / "usual.toml"))
             copied = bytes_a_row(str(folder / "copied"))
             page.add_row("the usual way with Spark", f"{cost.cpu:.0f}", f"{cost.cpu / peer.cpu:.2f}", f"{cost.peak:.1f}", f"{cost.wall:.0f}", copied)
-        run("features", "lake", FIRST, last)
+        steps = ["transitions", "features"] if features else ["transitions"]
+        for step in steps[1:]:
+            run(step, "lake", FIRST, last)
         shutil.rmtree(folder / "copied", ignore_errors=True)
         night = FIRST + timedelta(days=days)
         short = Lake(folder / "short", lake.event_types)
         fill(short, range(days - 10, days), sessions)
-        for step in ("transitions", "features"):
+        for step in steps:
             run(step, "short", night - timedelta(days=10), last)
         for each in (lake, short):
             fill(each, range(days, days + 1), sessions)
-        for step in ("transitions", "features"):
+        for step in steps:
             alone, peak, wall = run(step, "short", night, night)
             page.add_row(f"{step}, one night on 10 days", f"{alone:.0f}", "1", f"{peak:.1f}", f"{wall:.0f}", "")
             cpu, peak, wall = run(step, "lake", night, night)

@@ -46,6 +46,8 @@ MOMENTS = ("files", "commit")
 # What Spark writes has files long before its commit: each step's largest table stands for it here. The other tables are written in an instant.
 OF_SPARK = ("gold.user_features", "gold.transitions")
 BOUNDARIES = [(step, table, moment) for step in STEPS for table in find_step(step).writes for moment in MOMENTS if moment == "commit" or table in OF_SPARK]
+# What each step has Spark write first, however often it has been run before.
+FIRST_OF_SPARK = {"features": "gold.user_partials", "transitions": "gold.transitions"}
 SECONDS = 600
 CONFIG = """
 lake = "lake"
@@ -265,7 +267,7 @@ def test_killed_at_any_instant(spark: SparkSession, begun: World, clean: dict[st
     """Twice in a row, each time further on; the third run is let alone."""
     chance = random.Random(step)
     world = begun.copy(tmp_path / "world")
-    table = find_step(step).writes[0]
+    table = FIRST_OF_SPARK[step]
     for _ in range(2):
         before = written(world, table, "files")
         with process(world, "-m", "jobs", "run", step, "--day", str(DAYS[3]), "--to", str(DAYS[4])) as child:
@@ -280,7 +282,7 @@ def test_killed_at_any_instant(spark: SparkSession, begun: World, clean: dict[st
 def test_a_jvm_that_outlives_its_run(spark: SparkSession, begun: World, clean: dict[str, list[str]], tmp_path: Path, step: str) -> None:
     """Python alone is killed. Its JVM finds that out by and by, and until then writes beside the run that has begun again."""
     world = begun.copy(tmp_path / "world")
-    table = {"features": "gold.user_partials", "transitions": "gold.transitions"}[step]
+    table = FIRST_OF_SPARK[step]
     before = written(world, table, "files")
     with process(world, "-m", "jobs", "run", step, "--day", str(DAYS[3]), "--to", str(DAYS[4])) as child:
         wait_until_written(child, world, table, "files", before)

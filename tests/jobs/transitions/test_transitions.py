@@ -168,12 +168,12 @@ def test_a_night_that_begins_between_the_writes_of_a_later_one(spark: SparkSessi
     settings, lake = world
     log = [event("show", at(day, hour), event_id=f"{day} {hour}") for day in range(2) for hour in (1, 3)]
     put(lake, log, DAYS[:2])
-    original = Lake.replace_frame
+    original = Lake.replace_by_files
     held_back: list[Any] = []
 
     def come_in_between(self: Lake, *arguments: Any) -> None:
         if held_back:
-            monkeypatch.setattr(Lake, "replace_frame", original)
+            monkeypatch.setattr(Lake, "replace_by_files", original)
             original(self, *held_back)
         elif arguments[0] == "gold.transitions":
             held_back.extend(arguments)
@@ -181,7 +181,7 @@ def test_a_night_that_begins_between_the_writes_of_a_later_one(spark: SparkSessi
             return
         original(self, *arguments)
 
-    monkeypatch.setattr(Lake, "replace_frame", come_in_between)
+    monkeypatch.setattr(Lake, "replace_by_files", come_in_between)
     run(spark, lake, settings, DayRange(DAYS[1], DAYS[1]))
     assert {event_id: row["as_of_day"] for event_id, row in by_event(lake, log).items()} == {row["event_id"]: DAYS[1] for row in log}
 
