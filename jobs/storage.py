@@ -271,14 +271,15 @@ def prove_writable(root: S3Path) -> None:
         raise LakeUnwritable(f"The lake {root} can't be written to. {error}") from error
 
 
-def write_whole(path: Location, text: str) -> None:
+def write_whole(path: Location, content: str | bytes) -> None:
     """Write a file that appears whole; its folder is made. Raises OSError where it is local, StoreUnreachable where it isn't."""
+    data = content.encode() if isinstance(content, str) else content
     if isinstance(path, S3Path):
-        path.write_text(text)
+        path.write_bytes(data)
         return
     unfinished = path.with_suffix(".unfinished")
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished.write_text(text, encoding="utf-8")
+    unfinished.write_bytes(data)
     os.replace(unfinished, path)
 
 

@@ -5,8 +5,8 @@ Both are read from the lake without a JVM. Whoever ranks items is a `Ranker`: th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from datetime import date
 from typing import Any, Protocol
 
@@ -70,6 +70,37 @@ class Steps:
         return np.repeat(np.arange(len(self.user_ids), dtype=np.int64), np.diff(self.offsets))
 
 
+@dataclass(frozen=True)
+class DailyCounts:
+    """How often each item was chosen on each day, and how often that was rewarded; days and items of which there is something. All [n]."""
+
+    day: Ints  # days since 1970-01-01, ascending
+    item: Ints  # index into the catalogue
+    steps: Ints
+    rewarded: Ints  # of them, those with a positive reward
+    reward: NDArray[np.float64]  # what these are worth together
+
+    @property
+    def mean_reward(self) -> float:
+        """Of the steps with a positive one; 1 where there is none."""
+        return float(self.reward.sum() / self.rewarded.sum()) if self.rewarded.any() else 1.0
+
+    @classmethod
+    def of(cls, parts: Iterable[Steps]) -> DailyCounts:
+        """The counts over some steps, which may come part by part."""
+        found = [cls(*(np.zeros(0, dtype=np.int64),) * 4, np.zeros(0))]
+        for part in parts:
+            is_positive = part.reward > 0
+            found.append(cls._summed(part.day, part.item, np.ones(len(part)), is_positive, part.reward * is_positive))
+        return cls._summed(*(np.concatenate([getattr(counts, field.name) for counts in found]) for field in fields(cls)))
+
+    @classmethod
+    def _summed(cls, day: NDArray[Any], item: NDArray[Any], steps: NDArray[Any], rewarded: NDArray[Any], reward: NDArray[Any]) -> DailyCounts:
+        keys, which = np.unique(day.astype(np.int64) << 32 | item, return_inverse=True)
+        sums = [np.bincount(which, values, len(keys)) for values in (steps, rewarded, reward)]
+        return cls(keys >> 32, keys & 0xFFFFFFFF, sums[0].astype(np.int64), sums[1].astype(np.int64), sums[2].astype(np.float64))
+
+
 class Ranker(Protocol):
     """Whatever can rank the catalogue for a user."""
 
@@ -110,14 +141,14 @@ def load_catalogue(lake: Lake, day: date, version: int | None = None) -> Catalog
     )
 
 
-def load_availability(lake: Lake, catalogue: Catalogue, steps: Steps, first_day: date, last_day: date) -> Bools:
+def load_availability(lake: Lake, catalogue: Catalogue, counts: DailyCounts, first_day: date, last_day: date) -> Bools:
     """Which items could have been chosen on each day: bool[days, items].
 
-    A row of silver.items says so while it holds. Before its first row an item counts as available from its first step on.
+    A row of silver.items says so while it holds. Before its first row an item counts as available from the first step with it on.
     """
     first, days = day_number(first_day), (last_day - first_day).days + 1
     known_from = np.full(len(catalogue), days, dtype=np.int64)
-    np.minimum.at(known_from, steps.item, steps.day - first)
+    np.minimum.at(known_from, counts.item, counts.day - first)
     available = np.arange(days)[:, None] >= known_from
     if lake.exists("silver.items"):
         index = catalogue.index()

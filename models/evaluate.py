@@ -12,7 +12,7 @@ from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.steps import find_step
 from models.baselines import ItemKNN, Popularity, RecencyPopularity, Repeat
-from models.data import Bools, Ints, Ranker, Steps, day_number, load_availability, load_catalogue, load_steps, version_as_of
+from models.data import Bools, DailyCounts, Ints, Ranker, Steps, day_number, load_availability, load_catalogue, load_steps, version_as_of
 from models.events import Candidates, Events, nightly, rolling, until
 from models.gate import POPULARITY, champion_before, policy_of
 from models.metrics import Estimate, Ranks, Resampling, coverage, gini, mean_popularity, ndcg_at, rank, recall_at, reciprocal_rank, top
@@ -39,12 +39,12 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
     steps = load_steps(lake, catalogue, tuple(settings.event_types), window_start, day, version)
     # Every policy knows the popularity of the evening before the held-out days, however long ago it was trained.
     train = until(steps, day_number(held_out) - 1)
-    popularity = popularity_by_day(train, len(catalogue), day_number(held_out), 1)[0]
+    popularity = popularity_by_day(DailyCounts.of([train]), len(catalogue), day_number(held_out), 1)[0]
     event_types = tuple(settings.event_types)
     rankers: dict[str, Ranker] = {CHALLENGER: Policy.load(lake.root / challenger.path, catalogue, event_types, popularity)}
     if champion.version != POPULARITY:
         rankers[CHAMPION] = Policy.load(lake.root / champion.path, catalogue, event_types, popularity)
-    judged = judge(rankers, steps, load_availability(lake, catalogue, steps, held_out, day), held_out, settings)
+    judged = judge(rankers, steps, load_availability(lake, catalogue, DailyCounts.of([steps]), held_out, day), held_out, settings)
     rows = [
         {"policy_version": challenger.version, "name": name, "metric": metric, "day": day, "value": estimate.value, "samples": estimate.samples}
         | dict(zip(("lower", "upper"), estimate.interval or (None, None), strict=True))

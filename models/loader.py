@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,20 +20,23 @@ from jobs.contracts.errors import TooLittleData
 from jobs.lake import Lake
 from jobs.storage import S3Path
 from models.data import Ints, Steps, read_steps
-from models.shards import Shard, ShardManifest
+from models.shards import Shard
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Windows end to end in rows of one length. All [rows, length]; behind the last window of a row everything is 0."""
+    """Windows end to end in rows of one length. All [rows, length]; behind the last window of a row everything is 0.
 
-    segment: Tensor  # int32: place of the step's window in the row, from 1; a step sees its own window alone. 0 = padding
+    A window begins with a slot for the state before its first step, in which all is 0 but the segment and the time.
+    """
+
+    segment: Tensor  # int32: place of the slot's window in the row, from 1; a step sees its own window alone. 0 = padding
     fresh: Tensor  # bool: learnt here; the others are context, and learnt in another window
     item: Tensor  # int32; this and the rest as in Steps
     event: Tensor  # int8
     response: Tensor  # int8
     reward: Tensor  # float32
-    time: Tensor  # int64
+    time: Tensor  # int64; in the first slot of a window that of the step before, where the user has one, else that of the first step
     first: Tensor  # bool
     end: Tensor  # int8
     propensity: Tensor  # float32
@@ -56,84 +60,118 @@ class Position:
 
 @dataclass(frozen=True)
 class Packing:
-    """Windows of at most `context` steps, in rows of `length`, `rows` of them a batch."""
+    """Windows of at most `context` steps, in rows of `length` slots, `rows` of them a batch."""
 
     context: int
     length: int
     rows: int
 
     def __post_init__(self) -> None:
-        if not 2 <= self.context <= self.length or self.rows < 1:
-            raise ValueError(f"Expected 2 <= context <= length and 1 <= rows, got {self}.")
+        if not 2 <= self.context < self.length or self.rows < 1:
+            raise ValueError(f"Expected 2 <= context < length and 1 <= rows, got {self}.")
+
+
+class Buckets(Protocol):
+    """Steps in parts, each of whole users."""
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Number of steps of each bucket, none of them 0."""
+
+    def read(self, place: int) -> tuple[int, Steps]:
+        """The steps of the bucket at a place, and its number, which seeds how they are cut."""
+
+
+@dataclass(frozen=True)
+class LakeBuckets:
+    """Those of gold.transitions, of which no other is opened when one is read."""
+
+    lake: Lake
+    shards: tuple[Shard, ...]
+    places: NDArray[np.int32]  # as of `item_places`
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """As `Buckets` says."""
+        return [shard.rows for shard in self.shards]
+
+    def read(self, place: int) -> tuple[int, Steps]:
+        """As `Buckets` says."""
+        shard = self.shards[place]
+        return shard.bucket, read_steps(self.lake, shard.files, self.places, self.lake.event_types)
+
+
+@dataclass(frozen=True)
+class HeldBucket:
+    """One bucket, which is in memory."""
+
+    steps: Steps
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """As `Buckets` says."""
+        return [len(self.steps)] if len(self.steps) else []
+
+    def read(self, place: int) -> tuple[int, Steps]:
+        """As `Buckets` says."""
+        return place, self.steps
 
 
 class Loader:
-    """The batches of one rank; every rank has the same manifest and seed, and buckets of its own.
+    """The batches of one rank; every rank has the same buckets and seed, and reads buckets of its own.
 
     Neither the number of workers nor an interruption changes a batch. Ranks may have different numbers of batches.
     """
 
-    def __init__(
-        self,
-        lake: Lake,
-        manifest: ShardManifest,
-        places: NDArray[np.int32],
-        packing: Packing,
-        seed: int,
-        rank: int = 0,
-        ranks: int = 1,
-        workers: int = 0,
-    ) -> None:
-        """`places` as of `item_places`. Raises TooLittleData where there are fewer buckets than ranks."""
-        if len(manifest.shards) < ranks:
+    def __init__(self, buckets: Buckets, packing: Packing, seed: int, rank: int = 0, ranks: int = 1, workers: int = 0) -> None:
+        """Raises TooLittleData where there are fewer buckets than ranks."""
+        if len(buckets.sizes) < ranks:
             raise TooLittleData(
-                f"{ranks} ranks need a bucket each; version {manifest.version} of {manifest.table} in {lake.root} has rows in {len(manifest.shards)} "
-                f"from {manifest.first_day} to {manifest.last_day}. Train with fewer ranks, or raise episodes.buckets and make the transitions again."
+                f"{ranks} ranks need a bucket each, and there are steps in {len(buckets.sizes)}. "
+                "Train with fewer ranks, or raise episodes.buckets and make the transitions again."
             )
-        self._lake, self._manifest, self._places, self._packing = lake, manifest, places, packing
-        self._seed, self._rank, self._ranks, self._workers = seed, rank, ranks, workers
+        self._buckets, self._packing, self._seed, self._rank, self._ranks, self._workers = buckets, packing, seed, rank, ranks, workers
 
     def batches(self, position: Position) -> Iterator[tuple[Packed, Position]]:
         """The rest of the epoch from `position` on; with each batch the position behind it, which after the last one is the next epoch's start."""
-        order = np.random.default_rng([self._seed, position.epoch]).permutation(len(self._manifest.shards))
-        shards = [self._manifest.shards[place] for place in order[self._rank :: self._ranks].tolist()]
+        order = np.random.default_rng([self._seed, position.epoch]).permutation(len(self._buckets.sizes))
+        places = order[self._rank :: self._ranks].tolist()
         bucket, row, rows = position.bucket, position.row, self._packing.rows
-        for packed in self._packed(shards[bucket:], position.epoch):
-            behind = Position(position.epoch, bucket + 1) if bucket + 1 < len(shards) else Position(position.epoch + 1)
+        for packed in self._packed(places[bucket:], position.epoch):
+            behind = Position(position.epoch, bucket + 1) if bucket + 1 < len(places) else Position(position.epoch + 1)
             for begin in range(row, len(packed), rows):
                 yield packed[begin : begin + rows], Position(position.epoch, bucket, begin + rows) if begin + rows < len(packed) else behind
             bucket, row = bucket + 1, 0
             del packed  # or there would be two while the next one is made
 
-    def _packed(self, shards: Sequence[Shard], epoch: int) -> Iterator[Packed]:
+    def _packed(self, places: Sequence[int], epoch: int) -> Iterator[Packed]:
         """Each bucket, packed, in this order; each worker is at one of the next."""
-        buckets = _Buckets(self._lake, shards, self._places, self._packing, self._seed, epoch)
+        is_remote = isinstance(self._buckets, LakeBuckets) and isinstance(self._buckets.lake.root, S3Path)
         return iter(
             DataLoader(
-                buckets,
+                _PackedBuckets(self._buckets, places, self._packing, self._seed, epoch),
                 batch_size=None,
                 num_workers=self._workers,
                 prefetch_factor=1 if self._workers else None,
                 generator=torch.Generator(),  # else it would draw from the global one
                 # AWS's client does not survive a fork.
-                multiprocessing_context=None if self._workers == 0 else "spawn" if isinstance(self._lake.root, S3Path) else "fork",
+                multiprocessing_context=None if self._workers == 0 else "spawn" if is_remote else "fork",
             )
         )
 
 
-class _Buckets(Dataset[Packed]):
+class _PackedBuckets(Dataset[Packed]):
     """Buckets by their place in the order of an epoch."""
 
-    def __init__(self, lake: Lake, shards: Sequence[Shard], places: NDArray[np.int32], packing: Packing, seed: int, epoch: int) -> None:
-        self._lake, self._shards, self._places, self._packing, self._seed, self._epoch = lake, shards, places, packing, seed, epoch
+    def __init__(self, buckets: Buckets, places: Sequence[int], packing: Packing, seed: int, epoch: int) -> None:
+        self._buckets, self._places, self._packing, self._seed, self._epoch = buckets, places, packing, seed, epoch
 
     def __len__(self) -> int:
-        return len(self._shards)
+        return len(self._places)
 
     def __getitem__(self, place: int) -> Packed:
-        shard = self._shards[place]
-        steps = read_steps(self._lake, shard.files, self._places, self._lake.event_types)
-        return pack(steps, self._packing.context, self._packing.length, np.random.default_rng([self._seed, self._epoch, shard.bucket]))
+        bucket, steps = self._buckets.read(self._places[place])
+        return pack(steps, self._packing.context, self._packing.length, np.random.default_rng([self._seed, self._epoch, bucket]))
 
 
 def pack(steps: Steps, context: int, length: int, rng: np.random.Generator) -> Packed:
@@ -141,32 +179,37 @@ def pack(steps: Steps, context: int, length: int, rng: np.random.Generator) -> P
     begins, ends, fresh = cut(steps.offsets, context, rng)
     order = rng.permutation(len(begins))
     order = order[np.argsort(begins[order] - ends[order], kind="stable")]  # the longest first, those of one length at random
-    sizes = (ends - begins)[order]
+    sizes = (ends - begins)[order] + 1
     row, rows = _rows_of(sizes, length)
     row = rng.permutation(rows)[row]
     # Behind the windows of a row its padding, as a window of nobody.
     padding, nothing = length - np.bincount(row, weights=sizes, minlength=rows).astype(np.int64), np.zeros(rows, dtype=np.int64)
     put = np.argsort(np.concatenate([row, np.arange(rows)]), kind="stable")
     is_padding = put >= len(sizes)
-    pairs = ((row, np.arange(rows)), (sizes, padding), (begins[order], nothing), ((fresh - begins)[order], nothing))
+    pairs = ((row, np.arange(rows)), (sizes, padding), (begins[order], nothing), ((fresh - begins)[order] + 1, nothing))
     row, size, begin, seen = (np.concatenate(pair)[put] for pair in pairs)
 
     place = np.arange(len(row)) - np.searchsorted(row, row) + 1
     segment = np.repeat(np.where(is_padding, 0, place).astype(np.int32), size)
     flags, lengths = np.column_stack([np.zeros_like(is_padding), ~is_padding]), np.column_stack([seen, size - seen])
     is_fresh = np.repeat(flags.ravel(), lengths.ravel())
-    step = np.arange(rows * length) + np.repeat(begin - (np.cumsum(size) - size), size)
+    start = np.cumsum(size) - size
+    step = np.arange(rows * length) + np.repeat(begin - 1 - start, size)
+    step[segment == 0] = 0
+    is_first = np.zeros(len(steps) + 1, dtype=np.bool_)
+    is_first[steps.offsets] = True
+    start, begin = start[~is_padding], begin[~is_padding]
+    step[start] = np.where(is_first[begin], begin, begin - 1)
     padded = np.flatnonzero(segment == 0)
-    step[padded] = 0
+    blank = np.concatenate([start, padded])
 
-    def gathered(values: NDArray[np.generic]) -> Tensor:
-        found = values[step]
-        found[padded] = 0
+    def gathered(name: str) -> Tensor:
+        found = getattr(steps, name)[step]
+        found[padded if name == "time" else blank] = 0
         return torch.from_numpy(found.reshape(rows, length))
 
-    names = [field.name for field in fields(Packed)][2:]
     marks = (torch.from_numpy(values.reshape(rows, length)) for values in (segment, is_fresh))
-    return Packed(*marks, *(gathered(getattr(steps, name)) for name in names))
+    return Packed(*marks, *(gathered(field.name) for field in fields(Packed)[2:]))
 
 
 def cut(offsets: Ints, context: int, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.data import END_CODES
-from models.network import ItemTable, Network, States, Windows
+from models.network import ItemTable, Network, Rows, States
 
 _CHUNK_SCORES = 4_000_000  # scores held at once
 
@@ -38,10 +38,10 @@ class Head:
 
 
 def head_of(
-    network: Network, windows: Windows, states: States, table: ItemTable, vectors: Tensor, bias: Tensor, popularity: Tensor, day: Tensor, chosen: Tensor
+    network: Network, rows: Rows, states: States, table: ItemTable, vectors: Tensor, bias: Tensor, popularity: Tensor, day: Tensor, chosen: Tensor
 ) -> Head:
-    """The head in some states of windows: `chosen` is bool[windows, states], `day` int64[chosen states]."""
-    step_category = table.leaf[windows.item][:, None, :].expand_as(states.kin)[chosen]
+    """The head in some states of rows: `chosen` is bool[rows, slots], `day` int64[chosen states]."""
+    step_category = table.leaf[rows.item][:, None, :].expand_as(states.kin)[chosen]
     kin = by_category(step_category, states.kin[chosen], network.categories)
     return Head(
         states.query[chosen], vectors, bias, states.popularity[chosen], popularity, day, table.leaf, kin, states.met_item[chosen], states.meeting[chosen]
@@ -142,22 +142,22 @@ def _chunks(day: Tensor, items: int) -> Iterator[tuple[Tensor, list[tuple[int, i
         yield rows, list(zip(days.tolist(), [0, *ends], ends, strict=False))
 
 
-def n_step_targets(reward: Tensor, end: Tensor, length: Tensor, bootstrap: Tensor, gamma: float, n_step: int) -> tuple[Tensor, Tensor]:
-    """Targets of Q and which of them count, for windows of steps.
+def n_step_targets(reward: Tensor, end: Tensor, acts: Tensor, bootstrap: Tensor, gamma: float, n_step: int) -> tuple[Tensor, Tensor]:
+    """Targets of Q and which of them count, in the slots of rows.
 
     target_t = Σ_{j<m} gamma^j r_{t+j} + gamma^m · bootstrap_{t+m}, where m is `n_step`, or less where the episode or the window ends:
     a `terminated` step adds no bootstrap; after a truncated one, and at the window's edge, the state after the step is the
     last that is looked at, so no return crosses into the next episode; an `immature` step's reward is not known, so its own target
     does not count and those before it bootstrap from the state before it.
-    `reward` and `end` (END_CODES) are [windows, length], `length` int64[windows], `bootstrap` [windows, length + 1].
+    All [rows, slots]: `reward` and `end` (END_CODES) of the step that follows a slot's state in its window, `acts` where there is one,
+    which is never in the last slot of a row; `bootstrap` the value of the slot's state.
     """
     width = reward.shape[1]
     place = torch.arange(width, device=reward.device).expand_as(end)
-    inside = place < length[:, None]
     immature = end == END_CODES["immature"]
-    stops = (end != 0) | (place + 1 >= length[:, None])
+    stops = (end != 0) | ~torch.nn.functional.pad(acts[:, 1:], (0, 1))
     target = torch.zeros_like(reward)
-    running = inside & ~immature
+    running = acts & ~immature
     valid = running
     for ahead in range(n_step):
         at = (place + ahead).clamp(max=width - 1)
@@ -167,6 +167,6 @@ def n_step_targets(reward: Tensor, end: Tensor, length: Tensor, bootstrap: Tenso
         target = target + torch.where(running, gamma**ahead * reward.gather(1, at), 0.0)
         cut = stops.gather(1, at) | (ahead == n_step - 1)
         known = running & cut & (end.gather(1, at) != END_CODES["terminated"])
-        target = target + torch.where(known, gamma ** (ahead + 1) * bootstrap.gather(1, at + 1), 0.0)
+        target = target + torch.where(known, gamma ** (ahead + 1) * bootstrap.gather(1, (at + 1).clamp(max=width - 1)), 0.0)
         running = running & ~cut
     return target, valid

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.data import Catalogue, Floats, Ints, Steps
+from models.data import Catalogue, DailyCounts, Floats, Ints, Steps
 
 HALF_LIVES = (1.0, 4.0, 16.0)  # days
 POPULARITY_FEATURES = 2 * len(HALF_LIVES)
@@ -51,27 +51,30 @@ class ItemTable:
 
 
 @dataclass(frozen=True)
-class Windows:
-    """Consecutive steps of some users, one window a row, padded at the end. All [windows, length]."""
+class Rows:
+    """Windows of consecutive steps of a user each, end to end in rows of one length. All int64[rows, length].
 
-    item: Tensor  # int64; 0 = unknown or padding
-    event: Tensor  # int64; 0 = none
-    response: Tensor  # int64; 0 = none
-    time: Tensor  # int64 seconds
-    gap: Tensor  # int64 bucket of the time since the user's step before
-    length: Tensor  # int64[windows]
+    A window begins with a slot of its own, in which item, event and response are 0: the state in slot q is the one after its step,
+    and before the step in slot q + 1.
+    """
+
+    segment: Tensor  # window that a slot belongs to, from 1: a slot sees those up to itself of its own window; 0 = padding
+    item: Tensor  # 0 = unknown
+    event: Tensor  # 0 = none
+    response: Tensor  # 0 = none
+    time: Tensor  # seconds; in the first slot of a window that of the step before, where the user has one, else that of the first step
 
 
 @dataclass(frozen=True)
 class States:
-    """States of windows: state q is the one before step q, so a window has one more than steps. All of them, or the last one alone."""
+    """States in slots of rows: in all of them, or in one of each row."""
 
-    query: Tensor  # [windows, states, dim]
-    value: Tensor  # [windows, states]
-    popularity: Tensor  # [windows, states, POPULARITY_FEATURES] weights
-    met_item: Tensor  # int64[windows, states, length]: item whose last meeting was there; 0 = none
-    meeting: Tensor  # [windows, states, length]: its meeting term
-    kin: Tensor  # [windows, states, length]: what each step before adds to the items of its category; 0 for the steps after
+    query: Tensor  # [rows, slots, dim]
+    value: Tensor  # [rows, slots]
+    popularity: Tensor  # [rows, slots, POPULARITY_FEATURES] weights
+    met_item: Tensor  # int64[rows, slots, length]: item whose last meeting was there; 0 = none
+    meeting: Tensor  # [rows, slots, length]: its meeting term
+    kin: Tensor  # [rows, slots, length]: what each step so far adds to the items of its category; 0 elsewhere
 
 
 def category_paths(categories: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -92,47 +95,44 @@ def item_table(item_ids: Sequence[str], categories: Sequence[tuple[str, ...]], c
     return ItemTable(*(torch.from_numpy(values).to(device) for values in (ids, codes, leaf)))
 
 
-def popularity_by_day(steps: Steps, items: int, first_day: int, days: int) -> Floats:
+def popularity_by_day(counts: DailyCounts, items: int, first_day: int, days: int) -> Floats:
     """log(1 + decayed count) of steps and of rewarded steps as of the end of the day before: float32[days, items, features].
 
     Row 0 is for `first_day` (days since 1970), which knows the steps before it and no other.
     """
     features = np.zeros((days, items, POPULARITY_FEATURES), dtype=np.float32)
-    if len(steps) == 0:
+    if len(counts.day) == 0:
         return features
-    counts = np.zeros((items, 2))
     decayed = np.zeros((items, 2, len(HALF_LIVES)))
     keep = 0.5 ** (1 / np.array(HALF_LIVES))
-    order = np.argsort(steps.day, kind="stable")
-    start, last = min(int(steps.day.min()), first_day), first_day + days - 1
-    cuts = np.searchsorted(steps.day[order], np.arange(start, last + 2))
+    start, last = min(int(counts.day[0]), first_day), first_day + days - 1
+    cuts = np.searchsorted(counts.day, np.arange(start, last + 2))
     for day in range(start, last + 1):
         if day >= first_day:
             features[day - first_day] = np.log1p(decayed).reshape(items, -1)
-        rows = order[cuts[day - start] : cuts[day - start + 1]]
-        counts[:, 0] = np.bincount(steps.item[rows], minlength=items)
-        counts[:, 1] = np.bincount(steps.item[rows], weights=steps.reward[rows] > 0, minlength=items)
-        decayed = decayed * keep + counts[:, :, None]
+        rows = slice(cuts[day - start], cuts[day - start + 1])
+        decayed *= keep
+        decayed[counts.item[rows]] += np.stack([counts.steps[rows], counts.rewarded[rows]], axis=1)[:, :, None]
     return features
 
 
-def windows_of(steps: Steps, begins: Ints, ends: Ints, device: torch.device) -> Windows:
-    """The rows begins[i]..ends[i] (exclusive) of `steps`, each range within one user."""
+def rows_of(steps: Steps, begins: Ints, ends: Ints, device: torch.device) -> Rows:
+    """The steps begins[i]..ends[i] (exclusive), each range within one user, a window a row; those of a range without a step are unknown to it."""
     length = ends - begins
-    rows = begins[:, None] + np.arange(max(1, int(length.max(initial=0))))
-    inside = rows < ends[:, None]
-    rows = np.where(inside, rows, 0)
-    before = np.zeros(len(steps), dtype=np.int64)
-    before[1:] = np.maximum(0, np.diff(steps.time))
-    before[steps.offsets[:-1][np.diff(steps.offsets) > 0]] = 0  # a user's first step follows none
+    slots = np.arange(int(length.max(initial=0)) + 1)
+    is_step = (slots > 0) & (slots <= length[:, None])
+    step = np.where(is_step, begins[:, None] + slots - 1, 0)
+    is_first = np.ones(len(steps) + 1, dtype=np.bool_)
+    is_first[:-1] = np.isin(np.arange(len(steps)), steps.offsets)
+    before = np.where(is_first[begins], np.minimum(begins, max(0, len(steps) - 1)), begins - 1)
 
-    def column(values: np.ndarray) -> Tensor:
-        taken = np.where(inside, values[rows], 0) if len(values) else np.zeros(rows.shape)
-        return torch.from_numpy(taken.astype(np.int64)).to(device)
+    def column(values: np.ndarray) -> np.ndarray:
+        return np.where(is_step, values[step], 0) if len(values) else np.zeros(step.shape)
 
-    return Windows(
-        column(steps.item), column(steps.event), column(steps.response), column(steps.time), log_bucket(column(before)), torch.from_numpy(length).to(device)
-    )
+    time = column(steps.time)
+    time[:, 0] = steps.time[before] if len(steps) else 0
+    columns = ((slots <= length[:, None]), column(steps.item), column(steps.event), column(steps.response), time)
+    return Rows(*(torch.from_numpy(values.astype(np.int64)).to(device) for values in columns))
 
 
 def log_bucket(seconds: Tensor) -> Tensor:
@@ -196,46 +196,55 @@ class Network(nn.Module):
             ids = ids * (torch.rand(ids.shape, device=ids.device) >= self.config.id_dropout)
         return self.item_vector(ids) + self.category_vector(table.categories).sum(1), self.item_bias(ids).squeeze(1)
 
-    def states(self, windows: Windows, vectors: Tensor, *, last_only: bool = False) -> States:
-        """The state before each step, and after the last one, or that one alone; given g of every item [items, dim]."""
-        tokens = self.item_input(functional.embedding(windows.item, vectors)) + self.event(windows.event)
-        tokens = tokens + self.response(windows.response) + self.gap(windows.gap)
-        hidden = torch.cat([self.start.expand(len(tokens), 1, -1), tokens], dim=1)
-        hidden = self.dropout(hidden)
-        turn = rotations(hidden.shape[1], self.config.dim // self.config.heads, hidden.device)
+    def states(self, rows: Rows, vectors: Tensor, at: Tensor | None = None) -> States:
+        """The state in each slot, or in those of int64[rows, 1] alone; given g of every item [items, dim]."""
+        follows = torch.zeros_like(rows.segment, dtype=torch.bool)
+        follows[:, 1:] = rows.segment[:, 1:] == rows.segment[:, :-1]
+        since = (rows.time - rows.time.roll(1, 1)).clamp(min=0)
+        tokens = self.item_input(functional.embedding(rows.item, vectors)) + self.event(rows.event)
+        tokens = tokens + self.response(rows.response) + self.gap(log_bucket(since))
+        hidden = self.dropout(torch.where(follows[:, :, None], tokens, self.start))
+        place = torch.arange(hidden.shape[1], device=hidden.device)
+        slots = place.expand_as(rows.segment) if at is None else at
+        # What each slot sees: itself, and those before it in its window.
+        seen = (rows.segment[:, :, None] == rows.segment[:, None, :]) & (place <= place[:, None])
+        turn = rotations(len(place), self.config.dim // self.config.heads, hidden.device)
         for block in self.blocks[:-1]:
-            hidden = block(hidden, turn)
-        state = windows.length[:, None] if last_only else torch.arange(hidden.shape[1], device=hidden.device)[None, :]
-        hidden = self.norm(self.blocks[-1](hidden, turn, state if last_only else None))
-        met_item, meeting = self._meetings(windows, hidden, state[:, :, None])
-        kin = self._kin(windows, hidden, state[:, :, None])
+            hidden = block(hidden, turn, seen)
+        if at is not None:
+            seen = seen.gather(1, at[:, :, None].expand(-1, -1, len(place)))
+        hidden = self.norm(self.blocks[-1](hidden, turn, seen, at))
+        met_item, meeting = self._meetings(rows, hidden, seen, slots)
+        kin = self._kin(rows, hidden, seen, slots)
         return States(self.query(hidden), self.value(hidden).squeeze(2), self.popularity(hidden), met_item, meeting, kin)
 
-    def _meetings(self, windows: Windows, hidden: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        length, device = windows.item.shape[1], hidden.device
-        place = torch.arange(length, device=device)
-        same = (windows.item[:, :, None] == windows.item[:, None, :]) & (windows.item > 0)[:, None, :]
+    def _meetings(self, rows: Rows, hidden: Tensor, seen: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+        length = rows.item.shape[1]
+        place = torch.arange(length, device=hidden.device)
+        same = (rows.item[:, :, None] == rows.item[:, None, :]) & (rows.segment[:, :, None] == rows.segment[:, None, :]) & (rows.item > 0)[:, None, :]
         count = (same & (place[None, :] <= place[:, None])).sum(2)
-        again = torch.where(same & (place[None, :] > place[:, None]), place, length + 1).amin(2)  # [windows, length]
-        last = (place < state) & (again[:, None, :] >= state) & (windows.item > 0)[:, None, :]
+        again = torch.where(same & (place[None, :] > place[:, None]), place, length).amin(2)  # [rows, length]
+        last = seen & (again[:, None, :] > slots[:, :, None]) & (rows.item > 0)[:, None, :]
 
         query = self.meeting_query(hidden) / math.sqrt(_MEETING_DIM)
-        keys = self.meeting_count(count.clamp(max=_COUNT_BUCKETS - 1)) + self.meeting_event(windows.event) + self.meeting_response(windows.response)
+        keys = self.meeting_count(count.clamp(max=_COUNT_BUCKETS - 1)) + self.meeting_event(rows.event) + self.meeting_response(rows.response)
         by_step = query @ keys.transpose(1, 2)
-        steps_ago = (state - place).clamp(0, self.config.context).expand_as(last)
-        now = windows.time.gather(1, (state - 1).clamp(min=0).flatten(1).expand(len(last), -1))[:, :, None]
-        time_ago = log_bucket((now - windows.time[:, None, :]).clamp(min=0))
-        by_distance = (query @ self.meeting_steps.T).gather(2, steps_ago) + (query @ self.meeting_time.T).gather(2, time_ago)
+        time_ago = log_bucket((rows.time.gather(1, slots)[:, :, None] - rows.time[:, None, :]).clamp(min=0))
+        by_distance = (query @ self.meeting_steps.T).gather(2, self._steps_ago(slots, place)) + (query @ self.meeting_time.T).gather(2, time_ago)
         value = (by_step + by_distance).masked_fill(~last, 0.0)
-        return windows.item[:, None, :] * last, value
+        return rows.item[:, None, :] * last, value
 
-    def _kin(self, windows: Windows, hidden: Tensor, state: Tensor) -> Tensor:
-        steps_ago = state - torch.arange(windows.item.shape[1], device=hidden.device)
+    def _kin(self, rows: Rows, hidden: Tensor, seen: Tensor, slots: Tensor) -> Tensor:
+        place = torch.arange(rows.item.shape[1], device=hidden.device)
         query = self.kin_query(hidden) / math.sqrt(_MEETING_DIM)
-        by_step = query @ (self.kin_event(windows.event) + self.kin_response(windows.response)).transpose(1, 2)
-        by_distance = (query @ self.kin_steps.T).gather(2, steps_ago.clamp(0, self.config.context).expand_as(by_step))
-        kin: Tensor = (by_step + by_distance).masked_fill(steps_ago <= 0, 0.0)
+        by_step = query @ (self.kin_event(rows.event) + self.kin_response(rows.response)).transpose(1, 2)
+        by_distance = (query @ self.kin_steps.T).gather(2, self._steps_ago(slots, place))
+        kin: Tensor = (by_step + by_distance).masked_fill(~seen, 0.0)
         return kin
+
+    def _steps_ago(self, slots: Tensor, place: Tensor) -> Tensor:
+        """How many steps ago, in each slot, the one of each place was; 1 = just now."""
+        return (slots[:, :, None] - place + 1).clamp(0, self.config.context)
 
 
 class Block(nn.Module):
@@ -251,19 +260,16 @@ class Block(nn.Module):
         self.network = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, hidden: Tensor, turn: Tensor, state: Tensor | None = None) -> Tensor:
-        """[windows, length, dim] → the same, or [windows, 1, dim] for the places `state` int64[windows, 1] alone."""
+    def forward(self, hidden: Tensor, turn: Tensor, seen: Tensor, at: Tensor | None = None) -> Tensor:
+        """[rows, length, dim] → the same, or [rows, 1, dim] in the slots `at` int64[rows, 1] alone; `seen` is bool[rows, slots, length]."""
         batch, length, dim = hidden.shape
         parts = self.attention_input(self.attention_norm(hidden)).view(batch, length, 3, self.heads, dim // self.heads)
         turned = rotated(parts[:, :, :2], turn)
         query, key, value = (part.transpose(1, 2) for part in (turned[:, :, 0], turned[:, :, 1], parts[:, :, 2]))
-        if state is None:
-            attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        else:
+        if at is not None:
             here = torch.arange(batch, device=hidden.device)[:, None]
-            seen = torch.arange(length, device=hidden.device) <= state[:, :, None]
-            attended = functional.scaled_dot_product_attention(query.transpose(1, 2)[here, state].transpose(1, 2), key, value, attn_mask=seen[:, None])
-            hidden = hidden[here, state]
+            query, hidden = query.transpose(1, 2)[here, at].transpose(1, 2), hidden[here, at]
+        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen[:, None])
         hidden = hidden + self.dropout(self.attention_output(attended.transpose(1, 2).reshape(*hidden.shape)))
         changed: Tensor = hidden + self.dropout(self.network(self.network_norm(hidden)))
         return changed

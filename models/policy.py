@@ -19,7 +19,7 @@ from jobs.storage import Location
 from models.data import Catalogue, Floats, Ints, Steps
 from models.gate import MANIFEST
 from models.losses import Head, all_scores, head_of
-from models.network import Network, NetworkConfig, Windows, category_paths, item_table, windows_of
+from models.network import Network, NetworkConfig, Rows, category_paths, item_table, rows_of
 
 _BATCH = 256
 
@@ -93,7 +93,7 @@ class Policy:
         for first in range(0, len(users), _BATCH):
             rows = slice(first, first + _BATCH)
             begins = np.maximum(steps.offsets[users[rows]], ends[rows] - self._network.config.context)
-            head, value_of_state = self._last_states(windows_of(steps, begins, ends[rows], self._device))
+            head, value_of_state = self._last_states(rows_of(steps, begins, ends[rows], self._device))
             scores[rows], value[rows] = all_scores(head).cpu().numpy(), value_of_state.cpu().numpy()
         scores[:, 0] = -np.inf
         return scores, value
@@ -103,13 +103,13 @@ class Policy:
         vectors: Floats = torch.nn.functional.normalize(self._vectors, dim=1).cpu().numpy()
         return vectors
 
-    def _last_states(self, windows: Windows) -> tuple[Head, torch.Tensor]:
+    def _last_states(self, rows: Rows) -> tuple[Head, torch.Tensor]:
         """The head in the state after the last step of each window, and V there."""
-        windows = replace(windows, event=self._kinds[windows.event], response=self._kinds[windows.response])
-        states = self._network.states(windows, self._vectors, last_only=True)
-        day = torch.zeros_like(windows.length)
-        last = torch.ones_like(states.value, dtype=torch.bool)
-        head = head_of(self._network, windows, states, self._table, self._vectors, self._bias, self._popularity, day, last)
+        rows = replace(rows, event=self._kinds[rows.event], response=self._kinds[rows.response])
+        last = rows.segment.sum(1, keepdim=True) - 1
+        states = self._network.states(rows, self._vectors, last)
+        day, chosen = torch.zeros_like(last[:, 0]), torch.ones_like(states.value, dtype=torch.bool)
+        head = head_of(self._network, rows, states, self._table, self._vectors, self._bias, self._popularity, day, chosen)
         return head, states.value[:, 0]
 
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from jobs.lake import Lake
 from jobs.settings import Settings
 from models.baselines import Popularity
-from models.data import EPOCH, Bools, Catalogue, Ints, Ranker, Steps, day_number, load_catalogue, load_steps, version_as_of
+from models.data import EPOCH, Bools, Catalogue, DailyCounts, Ints, Ranker, Steps, day_number, load_catalogue, load_steps, version_as_of
 from models.gate import POPULARITY, policy_named
 from models.network import popularity_by_day
 from models.policy import Policy
@@ -54,7 +54,7 @@ def load_served(lake: Lake, settings: Settings, day: date, version: str | None) 
     if version == POPULARITY:
         within = load_steps(lake, catalogue, event_types, window, day, pinned)
         return Served(version, Popularity(within, len(catalogue)), catalogue, steps, pinned)
-    popularity = popularity_by_day(steps, len(catalogue), day_number(day) + 1, 1)[0]
+    popularity = popularity_by_day(DailyCounts.of([steps]), len(catalogue), day_number(day) + 1, 1)[0]
     policy = Policy.load(lake.root / policy_named(lake, version).path, catalogue, event_types, popularity)
     return Served(version, policy, catalogue, steps, pinned)
 

@@ -12,38 +12,47 @@ import copy
 import hashlib
 import json
 import math
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import date, timedelta
+from types import FrameType
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
+from safetensors.torch import save
 from torch import Tensor
+from torch.nn.functional import pad
 
 from jobs.contracts.errors import TooLittleData, TrainingFailed
 from jobs.contracts.revision import revision
 from jobs.lake import Lake
 from jobs.settings import Settings, Train
 from jobs.steps import find_step
-from jobs.storage import whole_folder
-from models.data import Bools, Catalogue, Floats, Ints, Steps, day_number, load_availability, load_catalogue, load_steps, version_as_of
+from jobs.storage import Location, whole_folder, write_whole
+from models.checkpoint import load_checkpoint, save_checkpoint
+from models.data import Bools, Catalogue, DailyCounts, Floats, day_number, item_places, load_availability, load_catalogue, version_as_of
 from models.gate import MANIFEST, POLICIES
-from models.loader import cut
+from models.loader import Buckets, LakeBuckets, Loader, Packed, Packing, Position
 from models.losses import catalogue_logsumexp, chosen_score, head_of, n_step_targets
-from models.network import ItemTable, Network, NetworkConfig, Windows, category_paths, item_table, popularity_by_day, windows_of
+from models.network import ItemTable, Network, NetworkConfig, Rows, category_paths, item_table, popularity_by_day
 from models.policy import device_of_choice, save_policy
 from models.progress import training_progress
+from models.shards import ShardManifest
 
-_WARM_UP = 0.05  # share of the updates over which the learning rate rises; then it falls as a cosine, to a tenth
+_WARM_UP = 0.05  # share of the steps over which the learning rate rises; then it falls as a cosine, to a tenth
 _LARGEST_GRADIENT = 1.0
+_SAVED_EVERY = 300  # seconds
 
 
 def run(lake: Lake, settings: Settings, day: date) -> None:
     """Train on the days [day - window + 1, day - holdout_days], write the policy folder, register it in gold.policies.
 
+    SIGTERM ends it early, without a policy: the same run again goes on from there, to the same policy.
     Raises NotReady when the day has no transitions, FutureData when all that is there knows more than `day`, TooLittleData
     when there is nothing to choose between, TrainingFailed when the loss is no number.
     """
@@ -51,8 +60,9 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
     first, last = day - timedelta(days=settings.train.window_days - 1), day - timedelta(days=settings.evaluate.holdout_days)
     inputs["gold.transitions"] = version = version_as_of(lake, first, day)
     catalogue = load_catalogue(lake, day, version)
-    steps = load_steps(lake, catalogue, tuple(settings.event_types), first, last, version)
-    _check_enough(steps, catalogue, first, last, lake)
+    buckets = LakeBuckets(lake, ShardManifest.of(lake, first, last, version).shards, item_places(lake, catalogue))
+    counts = DailyCounts.of(steps for _, steps in map(buckets.read, range(len(buckets.sizes))))
+    _check_enough(counts, catalogue, first, last, lake)
     manifest = {
         "day": str(day),
         "trained_from": str(first),
@@ -64,10 +74,14 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
         "event_types": {name: event_type.model_dump() for name, event_type in settings.event_types.items()},
     }
     policy_version = f"{day}-{hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:8]}"
-    data = TrainingData.build(lake, catalogue, steps, first, last)
-    network, scale = fit(data, tuple(settings.event_types), settings.train, settings.evaluate.repeats, device_of_choice())
-
+    data = TrainingData.build(lake, catalogue, buckets, counts, first, last)
     lake.ensure("gold.policies")
+    draft = lake.root / POLICIES / f"{policy_version}.checkpoint"
+    fitted = fit(data, tuple(settings.event_types), settings.train, settings.evaluate.repeats, device_of_choice(), draft)
+    if fitted is None:
+        return
+    network, scale = fitted
+
     with whole_folder(lake.root / POLICIES / policy_version, last=MANIFEST) as folder:
         save_policy(folder, network, catalogue, data.popularity[-1], {"reward_scale": scale, "train": settings.train.model_dump()}, manifest)
     row = {
@@ -75,7 +89,7 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
         "path": f"{POLICIES}/{policy_version}",
         "trained_from": first,
         "trained_to": last,
-        "steps": len(steps),
+        "steps": int(counts.steps.sum()),
         "items": len(catalogue) - 1,
         "manifest": json.dumps(manifest, sort_keys=True),
         "day": day,
@@ -83,11 +97,11 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
     lake.replace("gold.policies", pa.Table.from_pylist([row], lake.schema("gold.policies")), "train", [day], inputs)
 
 
-def _check_enough(steps: Steps, catalogue: Catalogue, first: date, last: date, lake: Lake) -> None:
-    items = len(np.unique(steps.item))
-    if len(steps) < 2 or items < 2:
+def _check_enough(counts: DailyCounts, catalogue: Catalogue, first: date, last: date, lake: Lake) -> None:
+    steps, items = int(counts.steps.sum()), len({*counts.item.tolist()})
+    if steps < 2 or items < 2:
         raise TooLittleData(
-            f"Training needs at least 2 steps with 2 different items; the days {first}..{last} of gold.transitions in {lake.root} hold {len(steps)} "
+            f"Training needs at least 2 steps with 2 different items; the days {first}..{last} of gold.transitions in {lake.root} hold {steps} "
             f"steps with {items} items ({len(catalogue) - 1} are known). Land more days, widen train.window_days, or lower evaluate.holdout_days."
         )
 
@@ -97,47 +111,67 @@ class TrainingData:
     """What a network learns from; days count from `first_day` on, and the last row of `popularity` is for the day after them."""
 
     catalogue: Catalogue
-    steps: Steps
+    buckets: Buckets
     first_day: int  # days since 1970-01-01
     popularity: Floats  # [days + 1, items, features]
     eligible: Bools  # [days, items]
+    scale: float  # mean positive reward: what is learnt is in units of it
 
     @classmethod
-    def build(cls, lake: Lake, catalogue: Catalogue, steps: Steps, first: date, last: date) -> TrainingData:
+    def build(cls, lake: Lake, catalogue: Catalogue, buckets: Buckets, counts: DailyCounts, first: date, last: date) -> TrainingData:
         """Popularity and availability for each day of the steps; what was chosen counts as available."""
-        begin = int(steps.day.min(initial=day_number(last)))
+        begin = int(counts.day[0]) if len(counts.day) else day_number(last)
         first = first + timedelta(days=begin - day_number(first))
-        eligible = load_availability(lake, catalogue, steps, first, last)
-        eligible[steps.day - begin, steps.item] = True
+        eligible = load_availability(lake, catalogue, counts, first, last)
+        eligible[counts.day - begin, counts.item] = True
         eligible[:, 0] = False
-        return cls(catalogue, steps, begin, popularity_by_day(steps, len(catalogue), begin, len(eligible) + 1), eligible)
+        return cls(catalogue, buckets, begin, popularity_by_day(counts, len(catalogue), begin, len(eligible) + 1), eligible, counts.mean_reward)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows with what happened in them; [windows, length] as in Windows."""
+    """Rows with what follows each state in its window; [rows, slots] as in Rows."""
 
-    windows: Windows
-    fresh: Tensor  # int64[windows]: steps before it are context alone and are learnt in another window
-    reward: Tensor  # float32
-    end: Tensor  # int64
-    day: Tensor  # int64 index into the days of the training data
+    rows: Rows
+    acts: Tensor  # bool: a step follows
+    learnt: Tensor  # bool: and it is learnt here; the others are context alone and are learnt in another window
+    action: Tensor  # int64 its item; 0 = unknown, or none follows
+    reward: Tensor  # float32, in units of the scale
+    end: Tensor  # int64 END_CODES
+    day: Tensor  # int64 its day, or, where none follows, that of the step before; index into the days of the training data
 
 
-def fit(data: TrainingData, event_types: tuple[str, ...], train: Train, repeats: bool, device: torch.device) -> tuple[Network, float]:
+def batch_of(packed: Packed, first_day: int, scale: float, device: torch.device) -> Batch:
+    """A batch of the loader, on a device; `first_day` and `scale` as in TrainingData."""
+    packed = Packed(*(getattr(packed, field.name).to(device, non_blocking=True) for field in fields(Packed)))
+    rows = Rows(*(getattr(packed, field.name).long() for field in fields(Rows)))
+    acts = pad((rows.segment[:, 1:] == rows.segment[:, :-1]) & (rows.segment[:, 1:] > 0), (0, 1))
+
+    def following(values: Tensor) -> Tensor:
+        return torch.where(acts, values.roll(-1, 1), 0)
+
+    day = torch.where(acts, packed.day.roll(-1, 1), packed.day).long() - first_day
+    reward = following(packed.reward) * (1 / scale)
+    return Batch(rows, acts, acts & packed.fresh.roll(-1, 1), following(rows.item), reward, following(packed.end.long()), day)
+
+
+def fit(
+    data: TrainingData, event_types: tuple[str, ...], train: Train, repeats: bool, device: torch.device, draft: Location | None = None
+) -> tuple[Network, float] | None:
     """Train a network from `train.seed`; return it with the scale of its rewards (Q · scale is in units of the reward).
 
-    The same arguments give the same weights, bit for bit, on a CPU with the same number of threads.
+    The same arguments give the same weights, bit for bit, on a CPU with the same number of threads. A training that SIGTERM ended
+    returns None; given the same `draft`, a file, it goes on from there as if nothing had been.
     """
     config = NetworkConfig(event_types, train.dim, train.layers, train.heads, train.context, train.dropout, train.id_dropout, repeats)
-    positive = data.steps.reward[data.steps.reward > 0]
-    scale = float(positive.mean()) if len(positive) else 1.0
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _reproducible(device):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _reproducible(device), _term_asked() as is_asked_to_end:
         torch.manual_seed(train.seed)
         network = Network(config, len(data.catalogue) - 1, len(category_paths(data.catalogue.categories))).to(device)
-        with training_progress(train.epochs, len(data.steps)) as progress:
-            _Learner(network, data, train, scale, device).learn(progress)
-    return network.eval(), scale
+        learner = _Learner(network, data, train, device, draft)
+        with training_progress(train.epochs, sum(data.buckets.sizes), learner.resumed()) as progress:
+            if not learner.learn(progress, is_asked_to_end):
+                return None
+    return network.eval(), data.scale
 
 
 @contextmanager
@@ -155,42 +189,83 @@ def _reproducible(device: torch.device) -> Iterator[None]:
         net.fill_uninitialized_memory = filled
 
 
+@contextmanager
+def _term_asked() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM has come, which ends nothing meanwhile. Only the main thread hears it."""
+    heard: list[int] = []
+
+    def hear(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        heard.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGTERM, hear)
+    try:
+        yield lambda: bool(heard)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class _Learner:
     """The online and the target network, and the optimiser of the first."""
 
-    def __init__(self, network: Network, data: TrainingData, train: Train, scale: float, device: torch.device) -> None:
+    def __init__(self, network: Network, data: TrainingData, train: Train, device: torch.device, draft: Location | None = None) -> None:
         self._online, self._target = network.train(), copy.deepcopy(network).eval()
-        self._data, self._train, self._scale, self._device = data, train, scale, device
+        self._data, self._train, self._device, self._draft = data, train, device, draft
         self._table = item_table(data.catalogue.item_ids, data.catalogue.categories, data.catalogue, device)
         self._popularity = torch.from_numpy(data.popularity).to(device)
         self._eligible = torch.from_numpy(data.eligible).to(device)
         self._optimiser = torch.optim.AdamW(network.parameters(), lr=train.learning_rate, fused=True)
         self._pairs = list(zip(self._target.parameters(), self._online.parameters(), strict=True))
+        packing = Packing(train.context, train.context + 1, max(1, train.batch_steps // (train.context + 1)))
+        self._loader = Loader(data.buckets, packing, train.seed, workers=2 if device.type == "cuda" else 0)
+        self._position, self._done = Position(), 0
 
-    def learn(self, progress: Callable[[int, dict[str, float]], None]) -> None:
-        """All epochs; `progress` is told, after each batch, how many steps it had and the parts of the loss."""
-        rng = np.random.default_rng(self._train.seed)
-        plan = [list(plan_epoch(self._data.steps.offsets, self._train, rng)) for _ in range(self._train.epochs)]
-        updates, done = sum(map(len, plan)), 0
-        for epoch in plan:
-            for begins, ends, fresh in epoch:
-                self._optimiser.param_groups[0]["lr"] = self._train.learning_rate * _schedule(done / updates)
-                progress(int((ends - fresh).sum()), self._update(self._batch(begins, ends, fresh)))
-                done += 1
+    def resumed(self) -> int:
+        """Go on from the draft, if there is one; return how many steps have been learnt already."""
+        found = load_checkpoint(self._draft, self._modules, self._optimiser) if self._draft else None
+        if found:
+            self._position, self._done = Position(**found["position"]), found["done"]
+        return self._done
 
-    def _batch(self, begins: Ints, ends: Ints, fresh: Ints) -> Batch:
-        steps = self._data.steps
-        windows = windows_of(steps, begins, ends, self._device)
-        rows = np.minimum(begins[:, None] + np.arange(windows.item.shape[1]), np.maximum(ends, 1)[:, None] - 1)
-        reward = torch.from_numpy(steps.reward[rows] * np.float32(1 / self._scale))
-        end, day = (torch.from_numpy(values[rows].astype(np.int64)) for values in (steps.end, steps.day - self._data.first_day))
-        return Batch(windows, *(tensor.to(self._device) for tensor in (torch.from_numpy(fresh - begins), reward, end, day)))
+    def learn(self, progress: Callable[[int, dict[str, float]], None], is_asked_to_end: Callable[[], bool]) -> bool:
+        """All epochs, or the rest of them, unless asked to end; whether that was all.
+
+        `progress` is told, after each batch, how many steps it had and the parts of the loss.
+        """
+        steps, saved = self._train.epochs * sum(self._data.buckets.sizes), time.monotonic()
+        while self._position.epoch < self._train.epochs:
+            for packed, behind in self._loader.batches(self._position):
+                fresh = int(packed.fresh.sum())
+                self._optimiser.param_groups[0]["lr"] = self._train.learning_rate * _schedule((self._done + fresh) / steps)
+                progress(fresh, self._update(batch_of(packed, self._data.first_day, self._data.scale, self._device)))
+                self._position, self._done = behind, self._done + fresh
+                if is_asked_to_end():
+                    self._save()
+                    return False
+                if time.monotonic() - saved > _SAVED_EVERY:
+                    self._save()
+                    saved = time.monotonic()
+        if self._draft:
+            self._draft.unlink(missing_ok=True)
+        return True
+
+    @property
+    def _modules(self) -> dict[str, Network]:
+        return {"online": self._online, "target": self._target}
+
+    def _save(self) -> None:
+        if self._draft:
+            save_checkpoint(self._draft, self._modules, self._optimiser, {"position": asdict(self._position), "done": self._done})
 
     def _update(self, batch: Batch) -> dict[str, float]:
         loss = batch_loss(self._online, self._target, self._table, self._popularity, self._eligible, batch, self._train)
         total = float(loss.total.detach())
         if not math.isfinite(total):
-            raise TrainingFailed(f"The loss became {total}: lower train.learning_rate (now {self._train.learning_rate}), or the size of the rewards.")
+            raise TrainingFailed(
+                f"The loss became {total}{self._kept(batch)}: lower train.learning_rate (now {self._train.learning_rate}), or the size of the rewards."
+            )
         self._optimiser.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._online.parameters(), _LARGEST_GRADIENT)
@@ -200,32 +275,18 @@ class _Learner:
                 target.lerp_(online, self._train.target_rate)
         return {"loss": total, "td": float(loss.td), "penalty": float(loss.penalty), "supervised": float(loss.supervised)}
 
+    def _kept(self, batch: Batch) -> str:
+        """Keep a batch that went wrong, for whoever looks for the reason; say where."""
+        if self._draft is None:
+            return ""
+        place = self._draft.parent / f"{self._draft.name}.failed"
+        columns = {**vars(batch.rows), **{name: tensor for name, tensor in vars(batch).items() if name != "rows"}}
+        write_whole(place, save({name: tensor.cpu().contiguous() for name, tensor in columns.items()}))
+        return f" on the batch in {place}"
+
 
 def _schedule(done: float) -> float:
     return done / _WARM_UP if done < _WARM_UP else 0.1 + 0.9 * (0.5 + 0.5 * math.cos(math.pi * done))
-
-
-def plan_epoch(offsets: Ints, train: Train, rng: np.random.Generator) -> Iterator[tuple[Ints, Ints, Ints]]:
-    """Batches of windows: where each begins, where it ends (exclusive), and its first fresh step; each step is fresh once.
-
-    Users are cut as by `cut`. Windows of about the same length share a batch, which has at most `batch_steps` steps with padding.
-    """
-    begins, ends, fresh = cut(offsets, train.context, rng)
-    length = ends - begins
-    order = np.argsort(length + rng.uniform(0, 1 + length / 8))
-    batches: list[Ints] = []
-    rows: list[int] = []
-    width = 0
-    for window in order.tolist():
-        width = max(width, int(length[window]))
-        if rows and (len(rows) + 1) * width > train.batch_steps:
-            batches.append(np.array(rows))
-            rows, width = [], int(length[window])
-        rows.append(window)
-    if rows:
-        batches.append(np.array(rows))
-    for batch in rng.permutation(len(batches)).tolist():
-        yield begins[batches[batch]], ends[batches[batch]], fresh[batches[batch]]
 
 
 @dataclass(frozen=True)
@@ -239,26 +300,22 @@ class Loss:
 
 
 def batch_loss(online: Network, target: Network, table: ItemTable, popularity: Tensor, eligible: Tensor, batch: Batch, train: Train) -> Loss:
-    """The loss of a batch; see the head of this file. Means are over its fresh steps with a known item.
+    """The loss of a batch; see the head of this file. Means are over its learnt steps with a known item.
 
     The best item of a state is the online net's, its value the target net's.
     """
-    windows = batch.windows
+    rows = batch.rows
     vectors, bias = online.items(table)
     with torch.no_grad():
         target_vectors, target_bias = target.items(table)
-        target_states = target.states(windows, target_vectors)
-    states = online.states(windows, vectors)
+        target_states = target.states(rows, target_vectors)
+    states = online.states(rows, vectors)
 
-    place = torch.arange(windows.item.shape[1] + 1, device=windows.item.device)
-    chosen = (place >= batch.fresh[:, None]) & (place <= windows.length[:, None])  # the state after the last step too: the bootstrap needs it
-    day = torch.cat([batch.day, batch.day[:, -1:]], dim=1)[chosen]  # a batch's rows repeat the last step behind the end
-    head = head_of(online, windows, states, table, vectors, bias, popularity, day, chosen)
-    target_head = head_of(target, windows, target_states, table, target_vectors, target_bias, popularity, day, chosen)
+    chosen = batch.learnt | (rows.segment > 0) & ~batch.acts  # the state after the last step too: the bootstrap needs it
+    day, action, reward = batch.day[chosen], batch.action[chosen], batch.reward[chosen]
+    head = head_of(online, rows, states, table, vectors, bias, popularity, day, chosen)
+    target_head = head_of(target, rows, target_states, table, target_vectors, target_bias, popularity, day, chosen)
 
-    acts = (place < windows.length[:, None])[chosen]
-    action = torch.where(acts, torch.nn.functional.pad(windows.item, (0, 1))[chosen], 0)
-    reward = torch.where(acts, torch.nn.functional.pad(batch.reward, (0, 1))[chosen], 0.0)
     learnt = action > 0
     choosable = head
     if not online.config.repeats:
@@ -275,9 +332,7 @@ def batch_loss(online: Network, target: Network, table: ItemTable, popularity: T
 
     bootstrap = torch.zeros_like(target_states.value)
     bootstrap[chosen] = target_states.value[chosen] + torch.where(best > 0, chosen_score(target_head, best), 0.0)
-    targets, counts = n_step_targets(batch.reward, batch.end, windows.length, bootstrap, train.gamma, train.n_step)
-    pad = (0, 1)
-    targets, counts = torch.nn.functional.pad(targets, pad)[chosen], torch.nn.functional.pad(counts, pad)[chosen]
+    targets, counts = (found[chosen] for found in n_step_targets(batch.reward, batch.end, batch.acts, bootstrap, train.gamma, train.n_step))
     error = torch.where(counts & learnt, states.value[chosen] + z - targets, 0.0)
     td = (error**2 * share).sum()
     total = td + summed - (weight * z).sum()

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.lake import Lake
-from models.loader import Loader, Packing, Position
+from models.loader import LakeBuckets, Loader, Packing, Position
 from models.shards import ShardManifest
 from tests.benchmarks.measured import measure
 
@@ -96,8 +96,7 @@ def packed(root: Path, buckets: int, epochs: int) -> None:
 
     lake = lake_at(root)
     whole = ShardManifest.of(lake, FIRST, date.max, lake.version(TABLE))
-    manifest = ShardManifest(whole.table, whole.version, whole.first_day, whole.last_day, whole.shards[:buckets])
-    loader = Loader(lake, manifest, np.arange(ITEMS + 1, dtype=np.int32), PACKING, seed=0)
+    loader = Loader(LakeBuckets(lake, whole.shards[:buckets], np.arange(ITEMS + 1, dtype=np.int32)), PACKING, seed=0)
     before, position, seconds, padding, places = resident("VmRSS"), Position(), [], 0, 0
     pq.ParquetFile = Counted
     for _ in range(epochs):
@@ -107,7 +106,11 @@ def packed(root: Path, buckets: int, epochs: int) -> None:
             padding += int((batch.segment == 0).sum())
             places += batch.segment.numel()
         seconds.append(cpu_seconds() - began)
-    print(json.dumps(figures(sum(shard.rows for shard in manifest.shards), min(seconds), before) | {"opened": opened / epochs, "padding": padding / places}))
+    print(
+        json.dumps(
+            figures(sum(shard.rows for shard in whole.shards[:buckets]), min(seconds), before) | {"opened": opened / epochs, "padding": padding / places}
+        )
+    )
 
 
 @app.command()

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from jobs.settings import Train
-from models.data import END_CODES, Catalogue, Steps
+from models.data import END_CODES, Catalogue, DailyCounts, Steps
+from models.loader import HeldBucket
 from models.network import POPULARITY_FEATURES, Network, NetworkConfig, category_paths, popularity_by_day
 from models.train import TrainingData
 
@@ -51,9 +52,10 @@ def steps(histories: Sequence[Sequence[dict[str, Any]]]) -> Steps:
 
 
 def training_data(items: Catalogue, log: Steps) -> TrainingData:
-    """All items of the catalogue eligible on every day."""
-    days = int(log.day.max()) + 1
-    return TrainingData(items, log, 0, popularity_by_day(log, len(items), 0, days + 1), np.tile(items.available, (days, 1)))
+    """All items of the catalogue eligible on every day; rewards count as they are."""
+    days, counts = int(log.day.max()) + 1, DailyCounts.of([log])
+    popularity = popularity_by_day(counts, len(items), 0, days + 1)
+    return TrainingData(items, HeldBucket(log), 0, popularity, np.tile(items.available, (days, 1)), counts.mean_reward)
 
 
 def network(items: Catalogue, repeats: bool = True, seed: int = 0, **changes: Any) -> Network:

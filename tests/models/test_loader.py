@@ -21,7 +21,7 @@ from deltalake import write_deltalake
 from jobs.contracts.errors import TooLittleData
 from jobs.lake import Lake
 from models.data import END_CODES, Steps, day_number, read_steps
-from models.loader import Loader, Packed, Packing, Position, cut, pack
+from models.loader import LakeBuckets, Loader, Packed, Packing, Position, cut, pack
 from models.shards import ShardManifest
 from tests.models.made import make
 
@@ -78,7 +78,7 @@ def manifest_of(lake: Lake, version: int | None = None) -> ShardManifest:
 
 
 def loader(lake: Lake, manifest: ShardManifest | None = None, seed: int = 0, packing: Packing = PACKING, **ranks: int) -> Loader:
-    return Loader(lake, manifest or manifest_of(lake), PLACES, packing, seed, **ranks)
+    return Loader(LakeBuckets(lake, (manifest or manifest_of(lake)).shards, PLACES), packing, seed, **ranks)
 
 
 def epoch_of(loads: Loader, position: Position = START) -> list[tuple[Packed, Position]]:
@@ -237,6 +237,7 @@ def test_a_window_is_what_a_user_did_in_order(lake: Lake) -> None:
     place = {row["reward"]: number for number, row in enumerate(sorted(rows, key=lambda row: (row["user_id"], row["day"], row["step"])))}
     first_of = {user: min(place[row["reward"]] for row in rows if row["user_id"] == user) for user in {row["user_id"] for row in rows}}
     user_of = {row["reward"]: row["user_id"] for row in rows}
+    times = {place[row["reward"]]: row["event_time"].timestamp() for row in rows}
     batches = epoch_of(loader(lake))
     assert max(len(batch) for batch, _ in batches) == PACKING.rows
     for batch, _ in batches:
@@ -246,7 +247,9 @@ def test_a_window_is_what_a_user_did_in_order(lake: Lake) -> None:
             windows = max(segments)
             assert [segment for segment in segments if segment] == sorted(segment for segment in segments if segment)
             for segment in range(1, windows + 1):
-                inside = batch.segment[row] == segment
+                start, *slots = (batch.segment[row] == segment).nonzero().flatten().tolist()
+                inside = torch.tensor(slots)
+                assert not any(getattr(batch, field.name)[row, start] for field in fields(Packed) if field.name not in ("segment", "time"))
                 rewards = batch.reward[row][inside].tolist()
                 places, fresh = [place[reward] for reward in rewards], batch.fresh[row][inside].tolist()
                 assert places == list(range(places[0], places[0] + len(places)))
@@ -254,6 +257,8 @@ def test_a_window_is_what_a_user_did_in_order(lake: Lake) -> None:
                 assert 1 <= len(places) <= PACKING.context
                 assert fresh == sorted(fresh)
                 assert fresh[-1]
+                earlier = max(place[rewards[0]] - 1, first_of[user_of[rewards[0]]])
+                assert batch.time[row, start] == times[earlier]
                 before = fresh.index(True)
                 assert before >= PACKING.context // 3 or places[0] == first_of[user_of[rewards[0]]]
             padding = batch.segment[row] == 0
@@ -270,18 +275,18 @@ def users_of(lengths: Sequence[int]) -> Steps:
 
 
 def test_windows_are_packed_by_best_fit() -> None:
-    """Users of 3, 2, 4 and 1 steps fill two rows of 5: 4 + 1 and 3 + 2."""
-    packed = pack(users_of([3, 2, 4, 1]), 4, 5, np.random.default_rng(0))
+    """Users of 3, 2, 4 and 1 steps, each with a slot before them, fill two rows of 7: 5 + 2 and 4 + 3."""
+    packed = pack(users_of([3, 2, 4, 1]), 4, 7, np.random.default_rng(0))
     found = {tuple(item): tuple(segment) for item, segment in zip(packed.item.tolist(), packed.segment.tolist(), strict=True)}
-    assert found == {(6, 7, 8, 9, 10): (1, 1, 1, 1, 2), (1, 2, 3, 4, 5): (1, 1, 1, 2, 2)}
-    assert packed.fresh.all()
+    assert found == {(0, 6, 7, 8, 9, 0, 10): (1, 1, 1, 1, 1, 2, 2), (0, 1, 2, 3, 0, 4, 5): (1, 1, 1, 1, 2, 2, 2)}
+    assert torch.equal(packed.fresh, packed.item > 0)
 
 
 def test_what_does_not_fit_is_padded() -> None:
-    packed = pack(users_of([3, 3]), 4, 5, np.random.default_rng(0))
-    assert sorted(packed.item.tolist()) == [[1, 2, 3, 0, 0], [4, 5, 6, 0, 0]]
-    assert packed.segment.tolist() == [[1, 1, 1, 0, 0]] * 2
-    assert packed.fresh.tolist() == [[True, True, True, False, False]] * 2
+    packed = pack(users_of([3, 3]), 4, 6, np.random.default_rng(0))
+    assert sorted(packed.item.tolist()) == [[0, 1, 2, 3, 0, 0], [0, 4, 5, 6, 0, 0]]
+    assert packed.segment.tolist() == [[1, 1, 1, 1, 0, 0]] * 2
+    assert packed.fresh.tolist() == [[False, True, True, True, False, False]] * 2
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -293,7 +298,7 @@ def test_little_is_padding(seed: int) -> None:
 
 
 def test_nobody_is_no_row() -> None:
-    assert len(pack(users_of([]), 4, 5, np.random.default_rng(0))) == 0
+    assert len(pack(users_of([]), 4, 6, np.random.default_rng(0))) == 0
     assert [bounds.tolist() for bounds in cut(np.array([0, 0, 0]), 4, np.random.default_rng(0))] == [[], [], []]
 
 
@@ -304,7 +309,7 @@ def test_buckets_that_are_empty_or_much_larger_than_others(lake: Lake) -> None:
     manifest = manifest_of(lake)
     assert [(shard.bucket, shard.rows > 0) for shard in manifest.shards] == [(0, True), (3, True)]
     assert sorted(fresh_rewards(epoch_of(loader(lake)))) == [row["reward"] for row in rows]
-    with pytest.raises(TooLittleData, match=r"3 ranks need a bucket each; version 1 of gold\.transitions in .* has rows in 2"):
+    with pytest.raises(TooLittleData, match=r"3 ranks need a bucket each, and there are steps in 2"):
         loader(lake, ranks=3)
 
 

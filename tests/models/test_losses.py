@@ -132,11 +132,11 @@ def test_kin_is_summed_by_category() -> None:
 def targets(
     reward: list[float], end: list[str], bootstrap: list[float], gamma: float, n_step: int, length: int | None = None
 ) -> tuple[list[float], list[bool]]:
-    codes = torch.tensor([[END_CODES.get(name, 0) for name in end]])
-    found, valid = n_step_targets(
-        torch.tensor([reward]), codes, torch.tensor([length if length is not None else len(reward)]), torch.tensor([bootstrap]), gamma, n_step
-    )
-    return [round(value, 6) for value in found[0].tolist()], valid[0].tolist()
+    steps = len(reward) if length is None else length
+    codes = torch.tensor([[END_CODES.get(name, 0) for name in (*end, "")]])
+    acts = torch.arange(len(reward) + 1)[None] < steps
+    found, valid = n_step_targets(torch.tensor([[*reward, 0.0]]), codes, acts, torch.tensor([bootstrap]), gamma, n_step)
+    return [round(value, 6) for value in found[0, :-1].tolist()], valid[0, :-1].tolist()
 
 
 def test_n_step_targets_by_hand() -> None:

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.data import Catalogue, Steps
-from models.network import HALF_LIVES, ItemTable, item_table, log_bucket, popularity_by_day, windows_of
+from models.data import Catalogue, DailyCounts, Steps
+from models.loader import pack
+from models.network import HALF_LIVES, ItemTable, item_table, log_bucket, popularity_by_day, rows_of
+from models.train import batch_of
 from tests.models.learner_cases import HOUR, catalogue, network, random_steps, steps
 
 CPU = torch.device("cpu")
@@ -24,10 +26,10 @@ def test_later_steps_change_no_earlier_state() -> None:
     other.response[5:] = 2 - other.response[5:]
     with torch.no_grad():
         vectors, _ = made.items(table(items))
-        one, two = (made.states(windows_of(kind, *whole, CPU), vectors) for kind in (log, other))
+        one, two = (made.states(rows_of(kind, *whole, CPU), vectors) for kind in (log, other))
     for name in ("query", "value", "popularity", "kin", "meeting", "met_item"):
         before, after = getattr(one, name), getattr(two, name)
-        shared = np.s_[:, :6, :5] if name in ("kin", "meeting", "met_item") else np.s_[:, :6]
+        shared = np.s_[:, :6, :6] if name in ("kin", "meeting", "met_item") else np.s_[:, :6]
         torch.testing.assert_close(before[shared], after[shared], atol=1e-6, rtol=0)
     assert (one.query[:, 6:] - two.query[:, 6:]).abs().max() > 1e-3
 
@@ -37,22 +39,41 @@ def test_padding_and_company_change_no_state() -> None:
     made = network(items)
     with torch.no_grad():
         vectors, _ = made.items(table(items))
-        together = made.states(windows_of(log, np.array([0, 8]), np.array([3, 16]), CPU), vectors)
-        alone = made.states(windows_of(log, np.array([0]), np.array([3]), CPU), vectors)
+        together = made.states(rows_of(log, np.array([0, 8]), np.array([3, 16]), CPU), vectors)
+        alone = made.states(rows_of(log, np.array([0]), np.array([3]), CPU), vectors)
     torch.testing.assert_close(together.query[0, :4], alone.query[0], atol=1e-6, rtol=0)
     torch.testing.assert_close(together.value[0, :4], alone.value[0], atol=1e-6, rtol=0)
+
+
+def test_a_window_sees_nothing_of_the_others_in_its_row() -> None:
+    """Users of 8, 5 and 2 steps in one row have the states that each has in a row of its own."""
+    sizes, items = (8, 5, 2), catalogue(9)
+    log = steps([[{"item": 1 + place * (user + 2) % 9, "response": place % 3} for place in range(size)] for user, size in enumerate(sizes)])
+    made, rows = network(items), batch_of(pack(log, 8, 18, np.random.default_rng(0)), 0, 1.0, CPU).rows
+    with torch.no_grad():
+        vectors, _ = made.items(table(items))
+        together, alone = made.states(rows, vectors), made.states(rows_of(log, log.offsets[:-1], log.offsets[1:], CPU), vectors)
+    for user, size in enumerate(sizes):
+        begin = rows.segment[0].tolist().index(user + 1)
+        here = np.s_[begin : begin + size + 1]
+        for name in ("query", "value", "popularity"):
+            torch.testing.assert_close(getattr(together, name)[0, here], getattr(alone, name)[user, : size + 1], atol=1e-6, rtol=0)
+        for name in ("met_item", "meeting", "kin"):
+            found = getattr(together, name)[0, here]
+            torch.testing.assert_close(found[:, here], getattr(alone, name)[user, : size + 1, : size + 1], atol=1e-6, rtol=0)
+            assert found.count_nonzero() == found[:, here].count_nonzero()
 
 
 def test_the_last_state_alone_is_the_last_of_all() -> None:
     """Windows of 8, 3 and no steps; the state after the last step is that of the same place among all states."""
     items, log = catalogue(9), random_steps(2, 8, 9, seed=2)
     made = network(items)
-    windows = windows_of(log, np.array([0, 8, 8]), np.array([8, 11, 8]), CPU)
+    rows, at = rows_of(log, np.array([0, 8, 8]), np.array([8, 11, 8]), CPU), torch.tensor([[8], [3], [0]])
     with torch.no_grad():
         vectors, _ = made.items(table(items))
-        every, last = made.states(windows, vectors), made.states(windows, vectors, last_only=True)
+        every, last = made.states(rows, vectors), made.states(rows, vectors, at)
     for name in ("query", "value", "popularity", "kin", "meeting", "met_item"):
-        torch.testing.assert_close(getattr(last, name)[:, 0], getattr(every, name)[torch.arange(3), torch.tensor([8, 3, 0])], atol=1e-6, rtol=0)
+        torch.testing.assert_close(getattr(last, name)[:, 0], getattr(every, name)[torch.arange(3), at[:, 0]], atol=1e-6, rtol=0)
 
 
 def test_the_last_meeting_of_each_item_counts() -> None:
@@ -61,15 +82,15 @@ def test_the_last_meeting_of_each_item_counts() -> None:
     log = steps([[{"item": 3}, {"item": 5}, {"item": 3}, {"item": 0}]])
     made = network(items)
     with torch.no_grad():
-        found = made.states(windows_of(log, np.array([0]), np.array([4]), CPU), made.items(table(items))[0])
-    assert found.met_item[0].tolist() == [[0, 0, 0, 0], [3, 0, 0, 0], [3, 5, 0, 0], [0, 5, 3, 0], [0, 5, 3, 0]]
+        found = made.states(rows_of(log, np.array([0]), np.array([4]), CPU), made.items(table(items))[0])
+    assert found.met_item[0].tolist() == [[0, 0, 0, 0, 0], [0, 3, 0, 0, 0], [0, 3, 5, 0, 0], [0, 0, 5, 3, 0], [0, 0, 5, 3, 0]]
     assert torch.equal(found.meeting[0] != 0, found.met_item[0] > 0)
 
 
 def test_popularity_is_that_of_the_day_before() -> None:
     """Item 1 has a rewarded step on day 0 and another on day 2; item 2 one without reward on day 1."""
     log = steps([[{"item": 1, "reward": 1, "time": 0}, {"item": 2, "time": 24 * HOUR}, {"item": 1, "reward": 2, "time": 48 * HOUR}]])
-    found = popularity_by_day(log, 3, 0, 4)
+    found = popularity_by_day(DailyCounts.of([log]), 3, 0, 4)
     assert found[0].max() == 0
     for column, half_life in enumerate(HALF_LIVES):
         keep = 0.5 ** (1 / half_life)
@@ -77,15 +98,16 @@ def test_popularity_is_that_of_the_day_before() -> None:
             assert found[1:, 1, kind + column] == pytest.approx([np.log1p(count) for count in (1, keep, 1 + keep**2)], abs=1e-6)
         assert found[:, 2, column] == pytest.approx([0, 0, np.log(2), np.log1p(keep)], abs=1e-6)
         assert found[:, 2, len(HALF_LIVES) + column].max() == 0
-    np.testing.assert_array_equal(popularity_by_day(log, 3, 3, 1)[0], found[3])
+    np.testing.assert_array_equal(popularity_by_day(DailyCounts.of([log]), 3, 3, 1)[0], found[3])
 
 
 def test_indices_above_2_to_the_24_stay_distinct() -> None:
     """float32 holds no odd number there."""
     large = 2**24 + 1
     log = steps([[{"item": large}, {"item": large + 1}, {"item": large}]])
-    found = windows_of(log, np.array([0]), np.array([3]), CPU)
-    assert found.item.tolist() == [[large, large + 1, large]]
+    found = rows_of(log, np.array([0]), np.array([3]), CPU)
+    assert found.item.tolist() == [[0, large, large + 1, large]]
+    assert batch_of(pack(log, 4, 5, np.random.default_rng(0)), 0, 1.0, CPU).action.tolist() == [[large, large + 1, large, 0, 0]]
 
 
 def test_an_item_without_a_vector_of_its_own_is_told_by_its_categories() -> None:

@@ -16,7 +16,7 @@ from jobs.settings import Evaluate, Score, Settings
 from models import score as scoring
 from models import train as training
 from models.baselines import Popularity
-from models.data import END_CODES, day_number, load_availability, load_catalogue, load_steps
+from models.data import END_CODES, DailyCounts, day_number, load_availability, load_catalogue, load_steps
 from models.policy import Policy
 from models.recommend import answers
 from models.score import draw_list, generator
@@ -59,7 +59,7 @@ def test_what_is_read_from_the_lake(lake: Lake, settings: Settings) -> None:
     assert set(log.event.tolist()) == {1}
     assert set(log.end.tolist()) == {END_CODES["truncated_gap"]}
     assert log.time[-1] == day_number(D) * 86_400 + 12 * 3600
-    known = load_availability(lake, items, log, D - timedelta(days=9), D)
+    known = load_availability(lake, items, DailyCounts.of([log]), D - timedelta(days=9), D)
     assert known[:, 3].tolist() == [False] * 4 + [True] * 6  # its row came 5 days before D
     assert not known[:, [0, 2]].any()
 

@@ -1,25 +1,37 @@
 from __future__ import annotations
 
+import os
+import signal
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from jobs.contracts.errors import FutureData, NotReady, TooLittleData, TrainingFailed
 from jobs.lake import Lake
 from jobs.settings import Evaluate, Settings, Train
 from models import train as training
 from models.data import load_catalogue, version_as_of
-from models.network import Network, windows_of
+from models.loader import pack
+from models.network import Network, rows_of
 from models.policy import Policy
-from models.train import batch_loss, fit, plan_epoch
+from models.train import TrainingData, batch_loss, batch_of, fit
 from tests.models.learner_cases import EVENT_TYPES, NO_POPULARITY, SMALL, catalogue, network, random_steps, steps, training_data
 from tests.models.learner_lake import DAYS, D, land, transitions
 
 CPU = torch.device("cpu")
 DEVICES = [torch.device(name) for name in ("cpu", *(["cuda"] if torch.cuda.is_available() else []))]
+
+
+def trained(data: TrainingData, train: Train, device: torch.device, draft: Path | None = None) -> Network:
+    """Trained to the end."""
+    fitted = fit(data, EVENT_TYPES, train, True, device, draft)
+    assert fitted is not None
+    return fitted[0]
 
 
 def weights(made: Network) -> dict[str, torch.Tensor]:
@@ -30,8 +42,8 @@ def weights(made: Network) -> dict[str, torch.Tensor]:
 def test_the_same_seed_gives_the_same_weights(device: torch.device) -> None:
     data = training_data(catalogue(12), random_steps(9, 20, 12, seed=3))
     train = SMALL.model_copy(update={"dropout": 0.2, "id_dropout": 0.2})
-    first, second = (weights(fit(data, EVENT_TYPES, train, True, device)[0]) for _ in range(2))
-    other = weights(fit(data, EVENT_TYPES, train.model_copy(update={"seed": 1}), True, device)[0])
+    first, second = (weights(trained(data, train, device)) for _ in range(2))
+    other = weights(trained(data, train.model_copy(update={"seed": 1}), device))
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]) if device.type == "cpu" else torch.allclose(tensor, second[name], atol=1e-3), name
     assert not torch.equal(first["query.weight"], other["query.weight"])
@@ -41,9 +53,44 @@ def test_threads_that_race_change_no_weight() -> None:
     """Batches so large that torch shares the sums of one gradient among its threads, which it does from 32,768 numbers on."""
     data = training_data(catalogue(40), random_steps(40, 60, 40, seed=3))
     train = Train(epochs=2, batch_steps=2400)
-    first, *others = (weights(fit(data, EVENT_TYPES, train, True, CPU)[0]) for _ in range(4))
+    first, *others = (weights(trained(data, train, CPU)) for _ in range(4))
     for other in others:
         assert all(torch.equal(tensor, other[name]) for name, tensor in first.items())
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """SIGTERM comes while the learner is at one of its updates."""
+    update, left = training._Learner._update, iter(range(at - 1, -1, -1))
+
+    def interrupted(learner: training._Learner, batch: training.Batch) -> dict[str, float]:
+        if next(left) == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(learner, batch)
+
+    monkeypatch.setattr(training._Learner, "_update", interrupted)
+
+
+def test_interrupted_is_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, with dropout, wherever it is interrupted: twice, in the middle of an epoch and at its end."""
+    data = training_data(catalogue(12), random_steps(9, 20, 12, seed=3))
+    train = SMALL.model_copy(update={"dropout": 0.2, "id_dropout": 0.2, "epochs": 3})
+    whole, draft = weights(trained(data, train, CPU)), tmp_path / "policies" / "p.checkpoint"
+    for update in (4, 3):
+        with monkeypatch.context() as patch:
+            interrupt(patch, update)
+            assert fit(data, EVENT_TYPES, train, True, CPU, draft) is None
+        assert draft.is_file()
+        torch.manual_seed(update)
+    resumed = weights(trained(data, train, CPU, draft))
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+    assert list(draft.parent.iterdir()) == []
+
+
+def test_a_checkpoint_that_cannot_be_read_is_begun_anew(tmp_path: Path) -> None:
+    data, draft = training_data(catalogue(5), random_steps(3, 5, 5, seed=4)), tmp_path / "p.checkpoint"
+    draft.write_bytes(b"half")
+    made, whole = (weights(trained(data, SMALL, CPU, place)) for place in (draft, None))
+    assert all(torch.equal(tensor, made[name]) for name, tensor in whole.items())
 
 
 def test_training_leaves_the_random_state_alone() -> None:
@@ -68,19 +115,20 @@ def test_q_converges_to_dynamic_programming() -> None:
         histories[-1][-1] |= {"end": "truncated_gap"}
     items, log = catalogue(2, [(), ()]), steps(histories)
     changes = {"alpha": 0.0, "supervised": 0.0, "gamma": 0.5, "n_step": 1, "epochs": 150, "learning_rate": 5e-3, "target_rate": 0.1, "context": 16}
-    made, scale = fit(training_data(items, log), EVENT_TYPES, SMALL.model_copy(update=changes | {"batch_steps": 256}), True, CPU)
+    data = training_data(items, log)
+    made, scale = trained(data, SMALL.model_copy(update=changes | {"batch_steps": 256}), CPU), data.scale
     policy = Policy("p", made, items.item_ids, items.categories, items, EVENT_TYPES, NO_POPULARITY.repeat(3, 0))
     past = steps([[{"item": 2, "time": 0}, {"item": 2, "time": 60}, {"item": item, "time": 120}] for item in (1, 2)])
     q = scale * policy.q(past, np.array([0, 1]), past.offsets[1:])[:, 1:]
     np.testing.assert_allclose(q, [[1 / 3, 2 / 3], [4 / 3, 2 / 3]], atol=0.12)
 
 
-def loss_of(log: Any, **changes: Any) -> training.Loss:
+def loss_of(log: Any, repeats: bool = True, **changes: Any) -> training.Loss:
     items = catalogue(6)
     data = training_data(items, log)
-    online, target = network(items, seed=1), network(items, seed=2)
-    learner = training._Learner(online, data, SMALL.model_copy(update=changes), 1.0, CPU)
-    batch = learner._batch(log.offsets[:-1], log.offsets[1:], log.offsets[:-1])
+    online, target = network(items, repeats=repeats, seed=1), network(items, repeats=repeats, seed=2)
+    learner = training._Learner(online, data, SMALL.model_copy(update=changes), CPU)
+    batch = batch_of(pack(log, 8, 9, np.random.default_rng(0)), 0, 1.0, CPU)
     tables = learner._table, learner._popularity, learner._eligible
     return batch_loss(online, target, *tables, batch, SMALL.model_copy(update=changes))
 
@@ -113,32 +161,21 @@ def test_the_parts_add_up() -> None:
     assert found.total.item() == pytest.approx(float(found.td + 0.3 * found.penalty + 0.7 * found.supervised), rel=1e-5)
 
 
-@pytest.mark.parametrize("context", [2, 3, 8, 64])
-def test_each_step_is_fresh_once(context: int) -> None:
-    offsets = np.array([0, 1, 1, 9, 17, 60, 160])
-    train = Train(context=context, batch_steps=128)
-    for seed in range(3):
-        fresh: list[int] = []
-        for begins, ends, firsts in plan_epoch(offsets, train, np.random.default_rng(seed)):
-            assert (ends - begins).max() <= context
-            assert (ends - begins).max() * len(begins) <= 128
-            users = [np.searchsorted(offsets, bound, side="right") for bound in (begins, ends - 1)]
-            np.testing.assert_array_equal(users[0], users[1])
-            for begin, end, first in zip(begins, ends, firsts, strict=True):
-                assert begin in offsets or first - begin >= context // 3
-                fresh += range(first, end)
-        assert sorted(fresh) == list(range(160))
-
-
 def test_a_context_is_filled_from_the_steps_before() -> None:
     log = random_steps(1, 5, 9, seed=5)
-    assert windows_of(log, np.array([2]), np.array([5]), CPU).item.tolist() == [log.item[2:5].tolist()]
+    assert rows_of(log, np.array([2]), np.array([5]), CPU).item.tolist() == [[0, *log.item[2:5].tolist()]]
 
 
-def test_a_loss_that_is_no_number_stops_the_training() -> None:
+def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path) -> None:
+    """And leaves the batch for whoever looks for the reason."""
     data = training_data(catalogue(4), steps([[{"item": 1, "reward": 1e38}, {"item": 2, "reward": 1e38}, {"item": 3, "reward": np.inf}]]))
     with pytest.raises(TrainingFailed, match=r"learning_rate"):
         fit(data, EVENT_TYPES, SMALL, True, CPU)
+    with pytest.raises(TrainingFailed, match=rf"on the batch in {tmp_path}/p\.checkpoint\.failed: lower"):
+        fit(data, EVENT_TYPES, SMALL, True, CPU, tmp_path / "p.checkpoint")
+    kept = load_file(tmp_path / "p.checkpoint.failed")
+    assert kept["item"].tolist() == [[0, 1, 2, 3, *[0] * 5]]
+    assert not kept["reward"].isfinite().all()
 
 
 def test_a_policy_is_written_registered_and_the_same_again(lake: Lake, settings: Settings) -> None:
@@ -199,18 +236,10 @@ def test_a_day_without_transitions(lake: Lake, settings: Settings) -> None:
         training.run(lake, settings, date(2026, 1, 1))
 
 
-def test_what_may_not_come_again_is_no_target(lake: Lake) -> None:
+def test_what_may_not_come_again_is_no_target() -> None:
     """Without repeats the second step with item 1 counts for nothing, so its reward does not matter."""
-    items = catalogue(6)
-
-    def td(reward: float) -> float:
-        log = steps([[{"item": 1}, {"item": 1, "reward": reward}]])
-        online = network(items, repeats=False, seed=1)
-        learner = training._Learner(online, training_data(items, log), SMALL.model_copy(update={"gamma": 0.0}), 1.0, CPU)
-        batch = learner._batch(log.offsets[:-1], log.offsets[1:], log.offsets[:-1])
-        return float(batch_loss(online, online, learner._table, learner._popularity, learner._eligible, batch, SMALL.model_copy(update={"gamma": 0.0})).td)
-
-    assert td(1.0) == td(7.0) > 0
+    one, other = (float(loss_of(steps([[{"item": 1}, {"item": 1, "reward": reward}]]), repeats=False, gamma=0.0).td) for reward in (1.0, 7.0))
+    assert one == other > 0
 
 
 def test_holdout_days_are_not_learnt_from(lake: Lake, settings: Settings) -> None:
