@@ -28,7 +28,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import pad
 
-from jobs.contracts.errors import TooLittleData, TrainingFailed
+from jobs.contracts.errors import Interrupted, TooLittleData, TrainingFailed
 from jobs.contracts.revision import revision
 from jobs.lake import Lake
 from jobs.settings import Settings, Train
@@ -52,9 +52,9 @@ _SAVED_EVERY = 300  # seconds
 def run(lake: Lake, settings: Settings, day: date) -> None:
     """Train on the days [day - window + 1, day - holdout_days], write the policy folder, register it in gold.policies.
 
-    SIGTERM ends it early, without a policy: the same run again goes on from there, to the same policy.
-    Raises NotReady when the day has no transitions, FutureData when all that is there knows more than `day`, TooLittleData
-    when there is nothing to choose between, TrainingFailed when the loss is no number.
+    Raises NotReady when the day has no transitions, FutureData when all that is there knows more than `day`, TooLittleData when there
+    is nothing to choose between, TrainingFailed when the loss is no number, and Interrupted when SIGTERM has ended it: the same run
+    again goes on from there, to the same policy.
     """
     inputs = lake.versions(find_step("train").reads)
     first, last = day - timedelta(days=settings.train.window_days - 1), day - timedelta(days=settings.evaluate.holdout_days)
@@ -79,7 +79,7 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
     draft = lake.root / POLICIES / f"{policy_version}.checkpoint"
     fitted = fit(data, tuple(settings.event_types), settings.train, settings.evaluate.repeats, device_of_choice(), draft)
     if fitted is None:
-        return
+        raise Interrupted(f"The training of {policy_version} was ended by SIGTERM. What it has learnt is saved: `nightjar run train --day {day}` goes on.")
     network, scale = fitted
 
     with whole_folder(lake.root / POLICIES / policy_version, last=MANIFEST) as folder:

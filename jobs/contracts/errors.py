@@ -75,6 +75,12 @@ class TrainingFailed(NightjarError):
     """A training whose loss is no longer a number."""
 
 
+class Interrupted(NightjarError):
+    """A training that SIGTERM ended: saved, to be gone on with. Nothing has failed."""
+
+    status = 0
+
+
 class BadRequest(NightjarError):
     """A request for recommendations that can't be read."""
 
