@@ -104,6 +104,8 @@ class Train(_Section):
     learning_rate: float = Field(2e-3, gt=0)
     gamma: float = Field(0.9, ge=0, lt=1, description="discount per step")
     n_step: int = Field(5, ge=1, description="steps of reward before the bootstrap")
+    exact_items: int = Field(20_000, ge=1, description="up to so many items the penalty and the maximum are taken over all of them")
+    negatives: int = Field(512, ge=1, description="beyond that, items drawn for each batch in their place")
     alpha: float = Field(0.02, ge=0, description="weight of the conservative penalty: small seeks return, large clones the log")
     supervised: float = Field(0.02, ge=0, description="weight of the cross-entropy of rewarded steps")
     target_rate: float = Field(0.01, gt=0, le=1, description="share of the online net that the target net takes over each step")

@@ -16,9 +16,9 @@ from models.data import Bools, DailyCounts, Ints, Ranker, Steps, day_number, loa
 from models.events import Candidates, Events, nightly, rolling, until
 from models.gate import POPULARITY, champion_before, policy_of
 from models.metrics import Estimate, Ranks, Resampling, coverage, gini, mean_popularity, ndcg_at, rank, recall_at, reciprocal_rank, top
-from models.network import popularity_by_day
 from models.ope import EstimatedBehaviour, importance_weights, snips, target_probabilities
 from models.policy import Policy
+from models.popularity import DecayedCounts
 
 CHALLENGER, CHAMPION, LOGGED = "challenger", "champion", "logged"
 
@@ -39,7 +39,7 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
     steps = load_steps(lake, catalogue, tuple(settings.event_types), window_start, day, version)
     # Every policy knows the popularity of the evening before the held-out days, however long ago it was trained.
     train = until(steps, day_number(held_out) - 1)
-    popularity = popularity_by_day(DailyCounts.of([train]), len(catalogue), day_number(held_out), 1)[0]
+    popularity = DecayedCounts.of(DailyCounts.of([train]), len(catalogue), day_number(held_out), 1).features()[0]
     event_types = tuple(settings.event_types)
     rankers: dict[str, Ranker] = {CHALLENGER: Policy.load(lake.root / challenger.path, catalogue, event_types, popularity)}
     if champion.version != POPULARITY:

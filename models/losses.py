@@ -72,6 +72,84 @@ def catalogue_logsumexp(head: Head, eligible: Tensor, weight: Tensor) -> tuple[T
     return total, lse, best
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Items drawn, with replacement, to stand for all: what is summed over the catalogue is estimated by them without bias."""
+
+    items: Tensor  # int64[drawn]
+    offset: Tensor  # [drawn]: -log(number drawn · chance of the item), added to z in a sum over the catalogue
+
+
+def content_of(rows: Rows, states: States, vectors: Tensor, chosen: Tensor) -> Tensor:
+    """query·key of the item of each slot of its row, in the chosen states: [states, length]."""
+    keys = torch.nn.functional.embedding(rows.item, vectors)
+    return torch.bmm(states.query, keys.transpose(1, 2))[chosen]
+
+
+def drawn_logsumexp(head: Head, content: Tensor, eligible: Tensor, drawn: Drawn, action: Tensor) -> tuple[Tensor, Tensor]:
+    """Estimate of the logsumexp of z over the eligible items, and the best item among those looked at, of each state.
+
+    `content` is as of `content_of`, `eligible` bool[days, items].
+
+    The items met in the state, and its `action` int64[states] (0 = none), count exactly; the others by those of them that were drawn
+    (Bengio and Senécal 2008, section 3, with what is known to matter apart). So the estimate of the sum has no bias, and that of its
+    logarithm one that goes with 1 / drawn. Returns float32[states], which has a gradient, and int64[states].
+    """
+    exact = torch.cat([head.met_item, torch.where((head.met_item == action[:, None]).any(1), 0, action)[:, None]], dim=1)
+    scores = torch.cat([_met_scores(head, content), chosen_score(head, exact[:, -1])[:, None]], dim=1)
+    scores = scores.masked_fill(~(eligible[head.day[:, None], exact] & (exact > 0)), -torch.inf)
+    is_exact = torch.zeros(len(action), len(head.keys), dtype=torch.bool, device=action.device)
+    is_exact[torch.arange(len(action), device=action.device)[:, None], exact] = True
+    others = _scores(head, drawn.items).masked_fill(is_exact[:, drawn.items] | ~eligible[:, drawn.items][head.day], -torch.inf)
+    looked_at = torch.cat([others.detach(), scores.detach()], dim=1)
+    highest, place = looked_at.max(1)
+    best = torch.cat([drawn.items.expand(len(exact), -1), exact], dim=1).gather(1, place[:, None]).squeeze(1)
+    some = highest > -torch.inf
+    lse = torch.where(some[:, None], torch.cat([others + drawn.offset, scores], dim=1), 0.0).logsumexp(1)
+    return torch.where(some, lse, 0.0), torch.where(some, best, 0)
+
+
+def _scores(head: Head, items: Tensor) -> Tensor:
+    """z of the same items in every state: [states, items]; what a meeting adds is left out."""
+    scores = torch.addmm(head.bias[items], head.query, head.keys[items].T)
+    scores = scores + head.kin.index_select(1, head.leaf[items])
+    by_day: Tensor = _ByDay.apply(head.weights, head.popularity[:, items], head.day)  # type: ignore[no-untyped-call]
+    return scores + by_day
+
+
+def _met_scores(head: Head, content: Tensor) -> Tensor:
+    """z of the items met in each state: [states, met]."""
+    items = head.met_item
+    scores = content + head.bias[items] + head.meeting
+    return scores + head.kin.gather(1, head.leaf[items]) + (head.popularity[head.day[:, None], items] * head.weights[:, None]).sum(2)
+
+
+class _ByDay(torch.autograd.Function):
+    """weights[state] · popularity[day of the state]: [states, items], day by day, as each state's own [items, features] would not fit."""
+
+    @staticmethod
+    def forward(context: Any, weights: Tensor, popularity: Tensor, day: Tensor) -> Tensor:
+        context.save_for_backward(popularity, day)
+        scores = weights.new_empty(len(day), popularity.shape[1])
+        for today, rows in _rows_by_day(day):
+            scores[rows] = weights[rows] @ popularity[today].T
+        return scores
+
+    @staticmethod
+    def backward(context: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        popularity, day = context.saved_tensors
+        gradient = grad_outputs[0].new_empty(len(day), popularity.shape[2])
+        for today, rows in _rows_by_day(day):
+            gradient[rows] = grad_outputs[0][rows] @ popularity[today]
+        return gradient, None, None
+
+
+def _rows_by_day(day: Tensor) -> Iterator[tuple[int, Tensor]]:
+    order = torch.argsort(day, stable=True)
+    days, counts = torch.unique_consecutive(day[order], return_counts=True)
+    yield from zip(days.tolist(), torch.split(order, counts.tolist()), strict=True)
+
+
 @torch.no_grad()
 def all_scores(head: Head) -> Tensor:
     """z of every item in every state, all of the first day: [states, items]."""

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.data import Catalogue, DailyCounts, Floats, Ints, Steps
+from models.data import Catalogue, Ints, Steps
+from models.popularity import POPULARITY_FEATURES
 
-HALF_LIVES = (1.0, 4.0, 16.0)  # days
-POPULARITY_FEATURES = 2 * len(HALF_LIVES)
 _TIME_BUCKETS = 32  # floor(log2(1 + seconds))
 _COUNT_BUCKETS = 8
 _MEETING_DIM = 16
@@ -93,27 +92,6 @@ def item_table(item_ids: Sequence[str], categories: Sequence[tuple[str, ...]], c
     ids = np.array([known.get(item_id, 0) for item_id in catalogue.item_ids], dtype=np.int64)
     leaf = np.array([paths.get(path, 0) for path in catalogue.categories], dtype=np.int64)
     return ItemTable(*(torch.from_numpy(values).to(device) for values in (ids, codes, leaf)))
-
-
-def popularity_by_day(counts: DailyCounts, items: int, first_day: int, days: int) -> Floats:
-    """log(1 + decayed count) of steps and of rewarded steps as of the end of the day before: float32[days, items, features].
-
-    Row 0 is for `first_day` (days since 1970), which knows the steps before it and no other.
-    """
-    features = np.zeros((days, items, POPULARITY_FEATURES), dtype=np.float32)
-    if len(counts.day) == 0:
-        return features
-    decayed = np.zeros((items, 2, len(HALF_LIVES)))
-    keep = 0.5 ** (1 / np.array(HALF_LIVES))
-    start, last = min(int(counts.day[0]), first_day), first_day + days - 1
-    cuts = np.searchsorted(counts.day, np.arange(start, last + 2))
-    for day in range(start, last + 1):
-        if day >= first_day:
-            features[day - first_day] = np.log1p(decayed).reshape(items, -1)
-        rows = slice(cuts[day - start], cuts[day - start + 1])
-        decayed *= keep
-        decayed[counts.item[rows]] += np.stack([counts.steps[rows], counts.rewarded[rows]], axis=1)[:, :, None]
-    return features
 
 
 def rows_of(steps: Steps, begins: Ints, ends: Ints, device: torch.device) -> Rows:
@@ -189,12 +167,20 @@ class Network(nn.Module):
             self.item_vector.weight[0].zero_()
             self.category_vector.weight[0].zero_()
 
-    def items(self, table: ItemTable) -> tuple[Tensor, Tensor]:
-        """g and b of every item of the table: [items, dim], [items]. In training some items go without their own vector."""
-        ids = table.ids
+    def items(self, table: ItemTable, own: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """g and b of every item of the table, the first of which is none: [items, dim], [items]. In training some go without their own vector.
+
+        `own` are their own vectors and biases, as `own` gives them, where the caller holds these apart.
+        """
+        vectors, bias = own or self.own(table)
         if self.training and self.config.id_dropout > 0:
-            ids = ids * (torch.rand(ids.shape, device=ids.device) >= self.config.id_dropout)
-        return self.item_vector(ids) + self.category_vector(table.categories).sum(1), self.item_bias(ids).squeeze(1)
+            kept = torch.rand(bias.shape, device=bias.device) >= self.config.id_dropout
+            vectors, bias = torch.where(kept[:, None], vectors, vectors[0]), torch.where(kept, bias, bias[0])
+        return vectors + self.category_vector(table.categories).sum(1), bias
+
+    def own(self, table: ItemTable) -> tuple[Tensor, Tensor]:
+        """What the network has for each item of the table alone: [items, dim], [items]."""
+        return self.item_vector(table.ids), self.item_bias(table.ids).squeeze(1)
 
     def states(self, rows: Rows, vectors: Tensor, at: Tensor | None = None) -> States:
         """The state in each slot, or in those of int64[rows, 1] alone; given g of every item [items, dim]."""

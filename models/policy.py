@@ -60,7 +60,7 @@ class Policy:
         """Read a policy folder. Raises NotReady when something in it is missing.
 
         `event_types`: those that the steps to be scored are coded by; one that the policy never met counts as none.
-        `popularity`: float32[len(catalogue), features] as of the night to be served (`models.network.popularity_by_day`);
+        `popularity`: float32[len(catalogue), features] as of the night to be served (`models.popularity.DecayedCounts`);
         None = as of the last day that the policy was trained on.
         """
         files = {name: folder / name for name in ("policy.safetensors", "config.json", "items.parquet")}

@@ -13,8 +13,8 @@ from jobs.settings import Settings
 from models.baselines import Popularity
 from models.data import EPOCH, Bools, Catalogue, DailyCounts, Ints, Ranker, Steps, day_number, load_catalogue, load_steps, version_as_of
 from models.gate import POPULARITY, policy_named
-from models.network import popularity_by_day
 from models.policy import Policy
+from models.popularity import DecayedCounts
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def load_served(lake: Lake, settings: Settings, day: date, version: str | None) 
     if version == POPULARITY:
         within = load_steps(lake, catalogue, event_types, window, day, pinned)
         return Served(version, Popularity(within, len(catalogue)), catalogue, steps, pinned)
-    popularity = popularity_by_day(DailyCounts.of([steps]), len(catalogue), day_number(day) + 1, 1)[0]
+    popularity = DecayedCounts.of(DailyCounts.of([steps]), len(catalogue), day_number(day) + 1, 1).features()[0]
     policy = Policy.load(lake.root / policy_named(lake, version).path, catalogue, event_types, popularity)
     return Served(version, policy, catalogue, steps, pinned)
 

@@ -3,7 +3,8 @@
     loss = E[(Q(s, a) - target)²] + alpha · E[logsumexp_a' z(s, a') - z(s, a)] + supervised · E[the same, where the reward was positive]
 
 Double Q-learning with n-step returns (van Hasselt et al. 2016; Sutton and Barto 2018, section 7.1) and the penalty of Kumar et al.
-2020, equation 4, CQL(H), on z, which ranks. The action space is the catalogue, so the logsumexp is exact.
+2020, equation 4, CQL(H), on z, which ranks. The action space is the catalogue: up to train.exact_items items the logsumexp is exact,
+and beyond that each batch looks at the items of its own rows and at train.negatives drawn ones, and nothing else of the catalogue.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from datetime import date, timedelta
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from jobs.contracts.errors import Interrupted, TooLittleData, TrainingFailed
@@ -35,17 +37,20 @@ from jobs.settings import Settings, Train
 from jobs.steps import find_step
 from jobs.storage import Location, whole_folder, write_whole
 from models.checkpoint import load_checkpoint, save_checkpoint
-from models.data import Bools, Catalogue, DailyCounts, Floats, day_number, item_places, load_availability, load_catalogue, version_as_of
+from models.data import Bools, Catalogue, DailyCounts, Ints, day_number, item_places, load_availability, load_catalogue, version_as_of
 from models.gate import MANIFEST, POLICIES
 from models.loader import Buckets, LakeBuckets, Loader, Packed, Packing, Position
-from models.losses import catalogue_logsumexp, chosen_score, head_of, n_step_targets
-from models.network import ItemTable, Network, NetworkConfig, Rows, category_paths, item_table, popularity_by_day
+from models.losses import Drawn, catalogue_logsumexp, chosen_score, content_of, drawn_logsumexp, head_of, n_step_targets
+from models.network import ItemTable, Network, NetworkConfig, Rows, category_paths, item_table
 from models.policy import device_of_choice, save_policy
+from models.popularity import DecayedCounts
 from models.progress import training_progress
+from models.sampling import Proposal, RowAdagrad
 from models.shards import ShardManifest
 
 _WARM_UP = 0.05  # share of the steps over which the learning rate rises; then it falls as a cosine, to a tenth
 _LARGEST_GRADIENT = 1.0
+_ROW_RATE = 0.05  # of RowAdagrad
 _SAVED_EVERY = 300  # seconds
 
 
@@ -82,8 +87,9 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
         raise Interrupted(f"The training of {policy_version} was ended by SIGTERM. What it has learnt is saved: `nightjar run train --day {day}` goes on.")
     network, scale = fitted
 
+    evening = DecayedCounts.of(counts, len(catalogue), day_number(last) + 1, 1).features()[0]
     with whole_folder(lake.root / POLICIES / policy_version, last=MANIFEST) as folder:
-        save_policy(folder, network, catalogue, data.popularity[-1], {"reward_scale": scale, "train": settings.train.model_dump()}, manifest)
+        save_policy(folder, network, catalogue, evening, {"reward_scale": scale, "train": settings.train.model_dump()}, manifest)
     row = {
         "policy_version": policy_version,
         "path": f"{POLICIES}/{policy_version}",
@@ -108,12 +114,13 @@ def _check_enough(counts: DailyCounts, catalogue: Catalogue, first: date, last: 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a network learns from; days count from `first_day` on, and the last row of `popularity` is for the day after them."""
+    """What a network learns from; days count from `first_day` on."""
 
     catalogue: Catalogue
     buckets: Buckets
     first_day: int  # days since 1970-01-01
-    popularity: Floats  # [days + 1, items, features]
+    counts: DecayedCounts  # of the same days
+    chosen: Ints  # [items] how often each item was chosen
     eligible: Bools  # [days, items]
     scale: float  # mean positive reward: what is learnt is in units of it
 
@@ -125,7 +132,9 @@ class TrainingData:
         eligible = load_availability(lake, catalogue, counts, first, last)
         eligible[counts.day - begin, counts.item] = True
         eligible[:, 0] = False
-        return cls(catalogue, buckets, begin, popularity_by_day(counts, len(catalogue), begin, len(eligible) + 1), eligible, counts.mean_reward)
+        decayed = DecayedCounts.of(counts, len(catalogue), begin, len(eligible))
+        chosen = np.bincount(counts.item, counts.steps, len(catalogue)).astype(np.int64)
+        return cls(catalogue, buckets, begin, decayed, chosen, eligible, counts.mean_reward)
 
 
 @dataclass(frozen=True)
@@ -207,20 +216,39 @@ def _term_asked() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, before)
 
 
+@dataclass(frozen=True)
+class Part:
+    """What a batch looks at of the catalogue, all of it or less; its items are counted in the order of the table, the first of which is none."""
+
+    table: ItemTable
+    popularity: Tensor  # [days, items, features]
+    eligible: Tensor  # bool[days, items]
+    drawn: Drawn | None  # None = all are looked at
+
+
 class _Learner:
-    """The online and the target network, and the optimiser of the first."""
+    """The online and the target network, and the optimisers of the first."""
 
     def __init__(self, network: Network, data: TrainingData, train: Train, device: torch.device, draft: Location | None = None) -> None:
         self._online, self._target = network.train(), copy.deepcopy(network).eval()
         self._data, self._train, self._device, self._draft = data, train, device, draft
         self._table = item_table(data.catalogue.item_ids, data.catalogue.categories, data.catalogue, device)
-        self._popularity = torch.from_numpy(data.popularity).to(device)
-        self._eligible = torch.from_numpy(data.eligible).to(device)
-        self._optimiser = torch.optim.AdamW(network.parameters(), lr=train.learning_rate, fused=True)
-        self._pairs = list(zip(self._target.parameters(), self._online.parameters(), strict=True))
         packing = Packing(train.context, train.context + 1, max(1, train.batch_steps // (train.context + 1)))
         self._loader = Loader(data.buckets, packing, train.seed, workers=2 if device.type == "cuda" else 0)
         self._position, self._done = Position(), 0
+        self._modules: dict[str, nn.Module] = {"online": self._online, "target": self._target}
+        self._by_row: RowAdagrad | None = None
+        tables: tuple[Tensor, ...] = ()
+        if len(data.catalogue) - 1 > train.exact_items:
+            tables = (network.item_vector.weight, network.item_bias.weight)
+            self._proposal = Proposal(data.chosen, np.logical_or.reduce(data.eligible))
+            self._modules["by_row"] = self._by_row = RowAdagrad(*tables)
+        else:
+            popularity, eligible = (torch.from_numpy(values).to(device) for values in (data.counts.features(), data.eligible))
+            self._whole = Part(self._table, popularity, eligible, None)
+        pairs = zip(self._target.parameters(), self._online.parameters(), strict=True)
+        self._pairs = [(target, online) for target, online in pairs if not any(online is table for table in tables)]
+        self._optimiser = torch.optim.AdamW([online for _, online in self._pairs], lr=train.learning_rate, fused=True)
 
     def resumed(self) -> int:
         """Go on from the draft, if there is one; return how many steps have been learnt already."""
@@ -238,8 +266,8 @@ class _Learner:
         while self._position.epoch < self._train.epochs:
             for packed, behind in self._loader.batches(self._position):
                 fresh = int(packed.fresh.sum())
-                self._optimiser.param_groups[0]["lr"] = self._train.learning_rate * _schedule((self._done + fresh) / steps)
-                progress(fresh, self._update(batch_of(packed, self._data.first_day, self._data.scale, self._device)))
+                batch = batch_of(packed, self._data.first_day, self._data.scale, self._device)
+                progress(fresh, self._update(batch, _schedule((self._done + fresh) / steps)))
                 self._position, self._done = behind, self._done + fresh
                 if is_asked_to_end():
                     self._save()
@@ -251,16 +279,17 @@ class _Learner:
             self._draft.unlink(missing_ok=True)
         return True
 
-    @property
-    def _modules(self) -> dict[str, Network]:
-        return {"online": self._online, "target": self._target}
-
     def _save(self) -> None:
         if self._draft:
             save_checkpoint(self._draft, self._modules, self._optimiser, {"position": asdict(self._position), "done": self._done})
 
-    def _update(self, batch: Batch) -> dict[str, float]:
-        loss = batch_loss(self._online, self._target, self._table, self._popularity, self._eligible, batch, self._train)
+    def _update(self, batch: Batch, rate: float) -> dict[str, float]:
+        """One step of the optimisers, at that share of their rates; the parts of the loss."""
+        part, counted = (self._whole, batch) if self._by_row is None else self._looked_at(batch)
+        own = self._online.own(part.table)
+        if self._by_row:
+            own = (own[0].detach().requires_grad_(), own[1].detach().requires_grad_())
+        loss = batch_loss(self._online, self._target, part, counted, self._train, own)
         total = float(loss.total.detach())
         if not math.isfinite(total):
             raise TrainingFailed(
@@ -268,12 +297,32 @@ class _Learner:
             )
         self._optimiser.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self._online.parameters(), _LARGEST_GRADIENT)
+        moved = [online for _, online in self._pairs] + ([*own] if self._by_row else [])
+        torch.nn.utils.clip_grad_norm_(moved, _LARGEST_GRADIENT)
+        self._optimiser.param_groups[0]["lr"] = self._train.learning_rate * rate
         self._optimiser.step()
+        if self._by_row:
+            gradients = [tensor.grad for tensor in own if tensor.grad is not None]
+            self._by_row.step(part.table.ids, (gradients[0], gradients[1][:, None]), _ROW_RATE * rate)
         with torch.no_grad():
             for target, online in self._pairs:
                 target.lerp_(online, self._train.target_rate)
+            if self._by_row:  # of a large table only the rows that were moved
+                for table, other in ((self._target.item_vector, self._online.item_vector), (self._target.item_bias, self._online.item_bias)):
+                    table.weight[part.table.ids] = table.weight[part.table.ids].lerp(other.weight[part.table.ids], self._train.target_rate)
         return {"loss": total, "td": float(loss.td), "penalty": float(loss.penalty), "supervised": float(loss.supervised)}
+
+    def _looked_at(self, batch: Batch) -> tuple[Part, Batch]:
+        """The items of the batch's rows and some drawn ones, and the batch in their numbers."""
+        drawn = self._proposal.draw(self._train.negatives)
+        items, place = torch.unique(torch.cat([torch.zeros(1, dtype=torch.int64), batch.rows.item.cpu().flatten(), drawn.items]), return_inverse=True)
+        popularity = torch.from_numpy(self._data.counts.features(items.numpy())).to(self._device)
+        eligible = torch.from_numpy(self._data.eligible[:, items.numpy()]).to(self._device)
+        items, place = items.to(self._device), place.to(self._device)
+        table = ItemTable(self._table.ids[items], self._table.categories[items], self._table.leaf[items])
+        rows = replace(batch.rows, item=place[1 : 1 + batch.rows.item.numel()].view_as(batch.rows.item))
+        counted = replace(batch, rows=rows, action=torch.where(batch.acts, rows.item.roll(-1, 1), 0))
+        return Part(table, popularity, eligible, Drawn(place[-len(drawn.items) :], drawn.offset.to(self._device))), counted
 
     def _kept(self, batch: Batch) -> str:
         """Keep a batch that went wrong, for whoever looks for the reason; say where."""
@@ -299,22 +348,22 @@ class Loss:
     supervised: Tensor
 
 
-def batch_loss(online: Network, target: Network, table: ItemTable, popularity: Tensor, eligible: Tensor, batch: Batch, train: Train) -> Loss:
+def batch_loss(online: Network, target: Network, part: Part, batch: Batch, train: Train, own: tuple[Tensor, Tensor] | None = None) -> Loss:
     """The loss of a batch; see the head of this file. Means are over its learnt steps with a known item.
 
-    The best item of a state is the online net's, its value the target net's.
+    The best item of a state is the online net's, its value the target net's. `own` as in `Network.items`.
     """
     rows = batch.rows
-    vectors, bias = online.items(table)
+    vectors, bias = online.items(part.table, own)
     with torch.no_grad():
-        target_vectors, target_bias = target.items(table)
+        target_vectors, target_bias = target.items(part.table)
         target_states = target.states(rows, target_vectors)
     states = online.states(rows, vectors)
 
     chosen = batch.learnt | (rows.segment > 0) & ~batch.acts  # the state after the last step too: the bootstrap needs it
     day, action, reward = batch.day[chosen], batch.action[chosen], batch.reward[chosen]
-    head = head_of(online, rows, states, table, vectors, bias, popularity, day, chosen)
-    target_head = head_of(target, rows, target_states, table, target_vectors, target_bias, popularity, day, chosen)
+    head = head_of(online, rows, states, part.table, vectors, bias, part.popularity, day, chosen)
+    target_head = head_of(target, rows, target_states, part.table, target_vectors, target_bias, part.popularity, day, chosen)
 
     learnt = action > 0
     choosable = head
@@ -325,7 +374,11 @@ def batch_loss(online: Network, target: Network, table: ItemTable, popularity: T
     is_positive = reward > 0
     weight = share * (train.alpha + train.supervised * is_positive)
 
-    summed, lse, best = catalogue_logsumexp(choosable, eligible, weight)
+    if part.drawn is None:
+        summed, lse, best = catalogue_logsumexp(choosable, part.eligible, weight)
+    else:
+        lse, best = drawn_logsumexp(choosable, content_of(rows, states, vectors, chosen), part.eligible, part.drawn, torch.where(learnt, action, 0))
+        summed, lse = (weight * lse).sum(), lse.detach()
     z = chosen_score(head, action)
     z = torch.where(learnt, z, 0.0)
     gap = torch.where(learnt, lse - z.detach(), 0.0)

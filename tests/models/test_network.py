@@ -6,7 +6,8 @@ import torch
 
 from models.data import Catalogue, DailyCounts, Steps
 from models.loader import pack
-from models.network import HALF_LIVES, ItemTable, item_table, log_bucket, popularity_by_day, rows_of
+from models.network import ItemTable, item_table, log_bucket, rows_of
+from models.popularity import HALF_LIVES, DecayedCounts
 from models.train import batch_of
 from tests.models.learner_cases import HOUR, catalogue, network, random_steps, steps
 
@@ -90,7 +91,7 @@ def test_the_last_meeting_of_each_item_counts() -> None:
 def test_popularity_is_that_of_the_day_before() -> None:
     """Item 1 has a rewarded step on day 0 and another on day 2; item 2 one without reward on day 1."""
     log = steps([[{"item": 1, "reward": 1, "time": 0}, {"item": 2, "time": 24 * HOUR}, {"item": 1, "reward": 2, "time": 48 * HOUR}]])
-    found = popularity_by_day(DailyCounts.of([log]), 3, 0, 4)
+    found = DecayedCounts.of(DailyCounts.of([log]), 3, 0, 4).features()
     assert found[0].max() == 0
     for column, half_life in enumerate(HALF_LIVES):
         keep = 0.5 ** (1 / half_life)
@@ -98,7 +99,8 @@ def test_popularity_is_that_of_the_day_before() -> None:
             assert found[1:, 1, kind + column] == pytest.approx([np.log1p(count) for count in (1, keep, 1 + keep**2)], abs=1e-6)
         assert found[:, 2, column] == pytest.approx([0, 0, np.log(2), np.log1p(keep)], abs=1e-6)
         assert found[:, 2, len(HALF_LIVES) + column].max() == 0
-    np.testing.assert_array_equal(popularity_by_day(DailyCounts.of([log]), 3, 3, 1)[0], found[3])
+    np.testing.assert_array_equal(DecayedCounts.of(DailyCounts.of([log]), 3, 3, 1).features()[0], found[3])
+    np.testing.assert_array_equal(DecayedCounts.of(DailyCounts.of([log]), 3, 0, 4).features(np.array([2, 0, 1])), found[:, [2, 0, 1]])
 
 
 def test_indices_above_2_to_the_24_stay_distinct() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from jobs.settings import Evaluate, Settings, Train
 from models import train as training
 from models.data import load_catalogue, version_as_of
 from models.loader import pack
+from models.losses import Drawn
 from models.network import Network, rows_of
 from models.policy import Policy
 from models.train import TrainingData, batch_loss, batch_of, fit
@@ -66,18 +68,19 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """SIGTERM comes while the learner is at one of its updates."""
     update, left = training._Learner._update, iter(range(at - 1, -1, -1))
 
-    def interrupted(learner: training._Learner, batch: training.Batch) -> dict[str, float]:
+    def interrupted(learner: training._Learner, batch: training.Batch, rate: float) -> dict[str, float]:
         if next(left) == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-        return update(learner, batch)
+        return update(learner, batch, rate)
 
     monkeypatch.setattr(training._Learner, "_update", interrupted)
 
 
-def test_interrupted_is_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("exact_items", [12, 11], ids=["exact", "drawn"])
+def test_interrupted_is_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact_items: int) -> None:
     """Bit for bit, with dropout, wherever it is interrupted: twice, in the middle of an epoch and at its end."""
     data = training_data(catalogue(12), random_steps(9, 20, 12, seed=3))
-    train = SMALL.model_copy(update={"dropout": 0.2, "id_dropout": 0.2, "epochs": 3})
+    train = SMALL.model_copy(update={"dropout": 0.2, "id_dropout": 0.2, "epochs": 3, "exact_items": exact_items, "negatives": 5})
     whole, draft = weights(trained(data, train, CPU)), tmp_path / "policies" / "p.checkpoint"
     for update in (4, 3):
         with monkeypatch.context() as patch:
@@ -159,12 +162,36 @@ def loss_of(log: Any, repeats: bool = True, **changes: Any) -> training.Loss:
     online, target = network(items, repeats=repeats, seed=1), network(items, repeats=repeats, seed=2)
     learner = training._Learner(online, data, SMALL.model_copy(update=changes), CPU)
     batch = batch_of(pack(log, 8, 9, np.random.default_rng(0)), 0, 1.0, CPU)
-    tables = learner._table, learner._popularity, learner._eligible
-    return batch_loss(online, target, *tables, batch, SMALL.model_copy(update=changes))
+    return batch_loss(online.eval(), target, learner._whole, batch, SMALL.model_copy(update=changes))
 
 
 def history(last_end: str, last_reward: float = 1.0) -> list[dict[str, Any]]:
     return [{"item": 1}, {"item": 2, "reward": 1}, {"item": 3, "reward": last_reward, "end": last_end}]
+
+
+def test_a_part_of_the_catalogue_that_holds_all_of_it_gives_the_same_loss_and_gradients() -> None:
+    """Every item is in the rows, or drawn; as each is looked at exactly once the estimate is no estimate."""
+    items, log = catalogue(9), random_steps(4, 7, 9, seed=8)
+    data, batch = training_data(items, log), batch_of(pack(log, 8, 9, np.random.default_rng(0)), 0, 1.0, CPU)
+    found = []
+    for exact_items in (9, 8):
+        train, online = SMALL.model_copy(update={"exact_items": exact_items, "alpha": 0.5}), network(items, seed=1)
+        learner = training._Learner(online, data, train, CPU)
+        if exact_items == 9:
+            part, counted = learner._whole, batch
+        else:
+            torch.manual_seed(0)
+            part, counted = learner._looked_at(batch)
+            assert len(part.table.ids) == 10
+            part = dataclasses.replace(part, drawn=Drawn(torch.arange(1, 10), torch.zeros(9)))
+        loss = batch_loss(online.eval(), network(items, seed=2), part, counted, train)
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        found.append((loss, {name: parameter.grad for name, parameter in online.named_parameters()}))
+    (exact, gradients), (drawn, others) = found
+    for name in ("total", "td", "penalty", "supervised"):
+        torch.testing.assert_close(getattr(drawn, name), getattr(exact, name), atol=1e-5, rtol=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, atol=1e-5, rtol=1e-4)
 
 
 def test_an_immature_step_has_no_td_error() -> None:
