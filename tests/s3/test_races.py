@@ -150,6 +150,23 @@ def test_two_sparks_and_deltalake_at_once(spark: SparkSession, lake: Lake, setti
     assert len([name for name, day in found if day == SECOND]) == 1
 
 
+def test_a_put_that_meets_another_is_made_once(store: S3) -> None:
+    """S3 answers 409 while it is between two PUTs of one object: to whoever makes a table, and to whoever commits to it, in each of three ways."""
+    lake = Lake(settings_in(make_bucket(store, "undecided"), store).lake_path, ("view",))
+    with pytest.raises(ConcurrentWrite):
+        lake.ensure(TABLE)
+    lake.ensure(TABLE)
+    lake.replace(TABLE, rows(lake, "a", FIRST), "first", [FIRST], {})
+    works = (
+        lambda: lake.replace(TABLE, rows(lake, "b", FIRST), "second", [FIRST], {}, seen=lake.version(TABLE)),
+        lambda: lake.replace_by_files(TABLE, lake.writer(TABLE).write([rows(lake, "c", SECOND)]), "third", [SECOND], {}),
+    )
+    for work in works:
+        insist(work)
+    assert [commit.step for commit in lake.commits(TABLE)] == ["first", "second", "third"]
+    assert held(lake) == {("b", FIRST), ("c", SECOND)}
+
+
 @pytest.mark.parametrize("kind", ["careless", "unable"])
 def test_a_store_that_knows_no_conditions_is_found_out(store: S3, kind: str) -> None:
     bucket = make_bucket(store, kind)
