@@ -239,7 +239,6 @@ def hadoop_options(s3: S3) -> dict[str, str]:
     return own | {
         "fs.s3a.endpoint.region": region(s3),
         "fs.s3a.path.style.access": str(bool(s3.endpoint)).lower(),
-        "fs.s3a.create.conditional.enabled": "true",  # what jobs/S3LogStore.scala asks for
     }
 
 

@@ -92,7 +92,7 @@ def test_a_lake_on_s3_without_its_jars_is_a_message(tmp_path: Path, monkeypatch:
         (tmp_path / jar.name).symlink_to(jar)
     monkeypatch.setenv(JARS_VARIABLE, str(tmp_path))
     require_engine(Settings())
-    with pytest.raises(EngineMissing, match=r"A lake on S3 needs nightjar-s3-log-store\.jar, org.apache.hadoop_hadoop-aws.*Run `nightjar jars --s3`"):
+    with pytest.raises(EngineMissing, match=r"A lake on S3 needs org.apache.hadoop_hadoop-aws.*Run `nightjar jars --s3`"):
         require_engine(Settings(lake="s3://bucket/lake"))
 
 

@@ -78,7 +78,7 @@ def test_doctor_looks_at_the_store(settings: Settings) -> None:
     findings = {finding.what: finding for finding in diagnosis(settings)}
     assert findings["lake"].found == settings.lake
     assert findings["landing"].found == settings.landing.folder
-    assert findings["S3 JARs"].found.startswith("4 in ")
+    assert findings["S3 JARs"].found.startswith("3 in ")
     assert [findings[what].advice for what in ("lake", "landing", "S3 JARs")] == [None] * 3
     lost = settings.model_copy(update={"lake": "s3://nowhere/lake"})
     advice = next(finding.advice for finding in diagnosis(lost) if finding.what == "lake")
