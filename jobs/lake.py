@@ -355,7 +355,10 @@ class Lake:
             raise LakeUnwritable(f"The lake {root} can't be written to. Mend its rights, or set `lake` in nightjar.toml, or NIGHTJAR_LAKE.")
 
     def ensure(self, table: str) -> None:
-        """Create an empty table from its contract when there is none; add the nullable columns that it lacks. Raises LakeUnwritable when that can't be done."""
+        """Create an empty table from its contract when there is none; add the nullable columns that it lacks.
+
+        Raises LakeUnwritable when that can't be done, ConcurrentWrite when it was undecided who is to do it.
+        """
         contract = _contract(table)
         self.require_writable([])
         try:
@@ -373,8 +376,10 @@ class Lake:
                     configuration={**_TABLE_PROPERTIES, "delta.dataSkippingStatsColumns": ",".join(skipped_by(contract))},
                     storage_options=self._options(),
                 )
-        except DeltaError:
+        except DeltaError as error:
             if not self.exists(table):  # else somebody was faster
+                if "Invalid table version: 0" in str(error):  # 409: a store between two PUTs of one object, of which it has taken none yet
+                    raise self._overtaken(table, []) from error
                 raise
         self.add_columns(table)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.contracts import errors
-from jobs.contracts.errors import EngineMissing, LakeUnwritable
+from jobs.contracts.errors import EngineMissing
 from jobs.settings import Settings
-from jobs.storage import S3A_SCHEME, SCHEME, S3Path, hadoop_options, prove_reachable
+from jobs.storage import S3Path, hadoop_options
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -29,9 +29,7 @@ CLASSES = "classes.jsa"
 JARS_PATTERNS = ("io.delta_delta-spark_4.2_2.13-4.4.0.jar", "io.delta_*.jar", "io.unitycatalog_*.jar")
 # What a lake on S3 needs besides: Hadoop's S3A in the version of Spark's own Hadoop, and the SDK that it is made for (690 MB).
 S3_PACKAGES = ("org.apache.hadoop:hadoop-aws:3.5.0", "software.amazon.awssdk:bundle:2.35.4")
-S3_LOG_STORE = "nightjar-s3-log-store.jar"  # made of jobs/S3LogStore.scala
 S3_JARS = (
-    S3_LOG_STORE,
     "org.apache.hadoop_hadoop-aws-3.5.0.jar",
     "software.amazon.s3.analyticsaccelerator_analyticsaccelerator-s3-1.3.1.jar",
     "software.amazon.awssdk_bundle-2.35.4.jar",
@@ -102,10 +100,7 @@ def _class_archive() -> list[str]:
 
 
 def start_session(settings: Settings) -> SparkSession:
-    """Start Spark on this machine with Delta, in UTC.
-
-    Raises EngineMissing when Java or the JARs don't fit, StoreUnreachable or LakeUnwritable when a lake on S3 can't be used safely.
-    """
+    """Start Spark on this machine with Delta, in UTC. Raises EngineMissing when Java or the JARs don't fit."""
     java_version()
     jars = ":".join(str(jar) for jar in _jars(settings))
     os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
@@ -128,27 +123,17 @@ def start_session(settings: Settings) -> SparkSession:
         .config("spark.sql.session.timeZone", "UTC")
         .config("spark.driver.extraJavaOptions", java_options)
         .config("spark.sql.shuffle.partitions", str(2 * settings.spark.cores))
-        .config("spark.sql.parquet.compression.codec", "zstd")
-        # Whole numbers by their differences; and for what has many values no dictionary is tried, which costs as much as to write it.
-        .config("spark.hadoop.parquet.writer.version", "PARQUET_2_0")
-        .config("spark.hadoop.parquet.enable.dictionary#event_time", "false")
-        .config("spark.hadoop.parquet.enable.dictionary#propensity", "false")
-        .config("spark.databricks.delta.snapshotPartitions", "1")  # each write took 9 s with the default of 50, 2 s with 1
-        .config("spark.databricks.delta.skipRecordingEmptyCommits", "false")  # a day without a row is recorded as done
+        .config("spark.databricks.delta.snapshotPartitions", "1")  # to read a version took 12 s with the default of 50, 3 s with 1
         # Delta's parser drops the parameters of `spark.sql(query, args)`, unless they are bound after parsing (delta issue 7640).
         .config("spark.sql.legacy.parameterSubstitution.constantsOnly", "true")
         .config("spark.log.level", "ERROR")
     )
     if isinstance(settings.lake_path, S3Path):
-        builder = builder.config("spark.delta.logStore.s3a.impl", "nightjar.S3LogStore")
         for name, value in hadoop_options(settings.s3).items():
             builder = builder.config(f"spark.hadoop.{name}", value)
     else:
         builder = builder.config("spark.sql.warehouse.dir", str(settings.lake_path / "_warehouse"))
-    session = builder.getOrCreate()
-    if isinstance(settings.lake_path, S3Path):
-        _require_conditions(session, settings.lake_path)
-    return session
+    return builder.getOrCreate()
 
 
 @contextmanager
@@ -164,19 +149,3 @@ def from_tasks() -> Iterator[None]:
         if found := re.search(r"^(?:OSError|PermissionError|FileNotFoundError): (?:\[Errno (\d+)\] )?(.+)$", str(error), re.MULTILINE):
             raise (OSError(int(found[1]), found[2]) if found[1] else OSError(found[2])) from error
         raise
-
-
-def _require_conditions(session: SparkSession, lake: S3Path) -> None:
-    from py4j.protocol import Py4JJavaError
-
-    prove_reachable(lake)  # in seconds, where S3A would try for minutes
-    assert session._jvm is not None
-    try:
-        safe = session._jvm.nightjar.S3LogStore.isSafe(str(lake).replace(SCHEME, S3A_SCHEME, 1), session._jsc.hadoopConfiguration())
-    except Py4JJavaError:  # it knows the condition so little that it refuses the whole request
-        safe = False
-    if not safe:
-        raise LakeUnwritable(
-            f"The lake {lake} is in a store that knows no conditional PUT (If-None-Match: *), so of two runs at once one could undo what the other "
-            "has committed. Newer versions of most stores know it; else set `lake` in nightjar.toml elsewhere."
-        )

@@ -1,7 +1,7 @@
 """Where the landing folder and the lake lie: a folder of this machine, or of an S3-compatible store, whose paths answer as local ones do.
 
 Of `pathlib.Path`, an `S3Path` has what Nightjar asks for. An object appears whole or not at all, so what is written to a store needs no
-draft beside it. Credentials come from where AWS's own tools have them, its environment variables first; no setting holds one.
+draft beside it. Credentials come from AWS's environment variables, or from the role that its machines have; no setting holds one.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self, cast
 
 from jobs.contracts.errors import FolderTaken, FolderUnwritable, LakeUnwritable, StoreUnreachable
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.fs as pafs
+    from obstore.store import S3Config
 
     from jobs.settings import S3
 
@@ -195,7 +196,7 @@ def location(text: str, s3: S3) -> Location:
 
 def unreachable(what: str, s3: S3, error: Exception) -> StoreUnreachable:
     """The message for what a store, or the way to it, has refused."""
-    told = re.sub(r"\x1b\[\d+m|↳|\s+", " ", str(error))
+    told = re.sub(r"\x1b\[\d+m|↳|\s+", " ", str(error).partition("\n\nDebug source:")[0])
     reason = re.search(r"AWS Error (.+?)(?: \(Request ID|$)", told) or re.search(r"(?:Generic S3 error|Kernel error)\W+(.{1,300})", told)
     because = " ".join((reason[1] if reason else told[:300]).split()).rstrip(".")
     return StoreUnreachable(
@@ -238,7 +239,6 @@ def hadoop_options(s3: S3) -> dict[str, str]:
     return own | {
         "fs.s3a.endpoint.region": region(s3),
         "fs.s3a.path.style.access": str(bool(s3.endpoint)).lower(),
-        "fs.s3a.create.conditional.enabled": "true",  # what jobs/S3LogStore.scala asks for
     }
 
 
@@ -261,14 +261,49 @@ def _prove_reachable(bucket: str, s3: S3) -> None:
 
 @cache
 def prove_writable(root: S3Path) -> None:
-    """Raise LakeUnwritable when nothing can be written below; asked once a process, by an object that is removed again."""
+    """Raise LakeUnwritable when nothing can be written below, or when the store would take two commits of one version; asked once a process."""
+    from obstore.exceptions import BaseError
+
     prove_reachable(root)
-    probe = root / f".probe-{uuid.uuid4().hex}"
     try:
-        probe.write_bytes(b"")
-        probe.unlink()
-    except StoreUnreachable as error:
-        raise LakeUnwritable(f"The lake {root} can't be written to. {error}") from error
+        safe = _knows_conditions(root)
+    except (BaseError, OSError) as error:
+        raise LakeUnwritable(f"The lake {root} can't be written to. {unreachable(str(root), root.s3, error)}") from error
+    if not safe:
+        raise LakeUnwritable(
+            f"The lake {root} is in a store that knows no conditional PUT (If-None-Match: *), so of two runs at once one could undo what the other "
+            "has committed. Newer versions of most stores know it; else set `lake` in nightjar.toml elsewhere."
+        )
+
+
+def _knows_conditions(root: S3Path) -> bool:
+    """Whether, of two PUTs of one new object, the store refuses one; asked by what deltalake commits with, and removed again."""
+    import obstore
+    from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
+    from obstore.store import S3Store
+
+    store = S3Store(
+        root.bucket,
+        config=cast("S3Config", delta_options(root.s3)),
+        client_options={"connect_timeout": f"{_CONNECT_SECONDS}s", "timeout": f"{_SILENT_SECONDS}s"},
+        retry_config={"max_retries": _ATTEMPTS - 1},
+        disable_bulk_delete=True,  # not every store knows it
+    )
+    probe = "/".join([*root.parts[1:], f".probe-{uuid.uuid4().hex}"])
+    try:
+        for _ in range(2):
+            obstore.put(store, probe, b"", mode="create")
+        safe = False
+    except AlreadyExistsError:
+        safe = True
+    except (BaseError, OSError) as error:
+        with suppress(BaseError, OSError):  # it may be there nevertheless
+            obstore.delete(store, probe)
+        if not isinstance(error, GenericError) or "501 Not Implemented" not in str(error):
+            raise
+        return False  # it knows the condition so little that it refuses the whole request
+    obstore.delete(store, probe)
+    return safe
 
 
 def write_whole(path: Location, content: str | bytes) -> None:

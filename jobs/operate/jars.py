@@ -17,19 +17,7 @@ from pathlib import Path
 
 from jobs.contracts.errors import EngineMissing
 from jobs.settings import elsewhere
-from jobs.spark import (
-    CLASSES,
-    DELTA_PACKAGE,
-    JARS_PATTERNS,
-    S3_JARS,
-    S3_LOG_STORE,
-    S3_PACKAGES,
-    delta_jars,
-    jars_path,
-    java_command,
-    java_version,
-    s3_jars,
-)
+from jobs.spark import CLASSES, DELTA_PACKAGE, JARS_PATTERNS, S3_JARS, S3_PACKAGES, delta_jars, jars_path, java_version, s3_jars
 from jobs.world.simulate import simulate
 
 _RESOLVE = """
@@ -38,7 +26,6 @@ from pyspark.sql import SparkSession
 builder = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
 builder.config("spark.jars.packages", sys.argv[1]).config("spark.jars.ivy", sys.argv[2]).getOrCreate().stop()
 """
-_LOG_STORE_SOURCE = Path(__file__).parent.parent / "S3LogStore.scala"
 _DAYS = ("2026-01-01", "2026-01-02")
 
 
@@ -52,7 +39,10 @@ def fill_jars(s3: bool) -> None:
         _fetch(jars_path(), [DELTA_PACKAGE], JARS_PATTERNS)
     delta_jars()
     if s3:
-        _fill_s3(jars_path())
+        if not all((jars_path() / name).is_file() for name in S3_JARS):
+            java_version()
+            _fetch(jars_path(), S3_PACKAGES, S3_JARS)
+        s3_jars()
     if not _is_current(jars_path() / CLASSES):
         java_version()
         _archive_classes(jars_path())
@@ -63,33 +53,6 @@ def _is_current(archive: Path) -> bool:
     spark = find_spec("pyspark")
     installed = Path(spark.origin).parent / "jars" if spark and spark.origin else None
     return archive.is_file() and (installed is None or archive.stat().st_mtime >= installed.stat().st_mtime)
-
-
-def _fill_s3(target: Path) -> None:
-    if not all((target / name).is_file() for name in S3_JARS if name != S3_LOG_STORE):
-        java_version()
-        _fetch(target, S3_PACKAGES, S3_JARS)
-    log_store = target / S3_LOG_STORE
-    if not log_store.is_file() or log_store.stat().st_mtime < _LOG_STORE_SOURCE.stat().st_mtime:
-        java_version()
-        _compile_log_store(log_store)
-    s3_jars()
-
-
-def _compile_log_store(jar: Path) -> None:
-    """Compile jobs/S3LogStore.scala by the Scala compiler that Spark brings along, which needs no JDK."""
-    spark = find_spec("pyspark")
-    if spark is None or spark.origin is None:
-        raise EngineMissing("PySpark is not installed, and with it the compiler for jobs/S3LogStore.scala. Run `make setup`.")
-    classes = os.pathsep.join(map(str, sorted(Path(spark.origin).parent.joinpath("jars").glob("*.jar")) + sorted(jar.parent.resolve().glob("*.jar"))))
-    with tempfile.TemporaryDirectory(prefix=".scala-", dir=jar.parent) as folder:
-        made = Path(folder, jar.name)
-        # By a file of arguments: as a variable or an argument, so long a class path could be too long for the system.
-        Path(folder, "arguments").write_text(f'-cp "{classes}" scala.tools.nsc.Main -nowarn -usejavacp -d "{made}" "{_LOG_STORE_SOURCE}"')
-        answer = subprocess.run([java_command() or "java", f"@{Path(folder, 'arguments')}"], capture_output=True, text=True)
-        if answer.returncode != 0 or not made.is_file():
-            raise EngineMissing(f"{_LOG_STORE_SOURCE} can't be compiled. The compiler said at last:\n{_end(answer)}")
-        made.rename(jar)
 
 
 def _fetch(target: Path, packages: Sequence[str], patterns: Sequence[str]) -> None:

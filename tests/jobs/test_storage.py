@@ -83,6 +83,8 @@ def test_a_refusal_is_told_in_one_line() -> None:
     )
     rust = OSError("Generic S3 error\n  \x1b[31m↳\x1b[0m Error performing list request\n   \x1b[31m↳\x1b[0m 404 Not Found")
     assert "reached at AWS: Error performing list request 404 Not Found. Look" in str(unreachable("x", S3(), rust))
+    other = OSError('Generic S3 error: Error performing PUT http://127.0.0.1/b in 2ms - Connection refused\n\nDebug source:\nGeneric {\n    store: "S3",\n}')
+    assert "reached at AWS: Error performing PUT http://127.0.0.1/b in 2ms - Connection refused. Look" in str(unreachable("x", S3(), other))
 
 
 def test_a_lake_on_s3_without_its_jars_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +92,7 @@ def test_a_lake_on_s3_without_its_jars_is_a_message(tmp_path: Path, monkeypatch:
         (tmp_path / jar.name).symlink_to(jar)
     monkeypatch.setenv(JARS_VARIABLE, str(tmp_path))
     require_engine(Settings())
-    with pytest.raises(EngineMissing, match=r"A lake on S3 needs nightjar-s3-log-store\.jar, org.apache.hadoop_hadoop-aws.*Run `nightjar jars --s3`"):
+    with pytest.raises(EngineMissing, match=r"A lake on S3 needs org.apache.hadoop_hadoop-aws.*Run `nightjar jars --s3`"):
         require_engine(Settings(lake="s3://bucket/lake"))
 
 

@@ -1,8 +1,8 @@
 """An S3 server on 127.0.0.1, run by the environment `.s3-server`: prints its port and serves until it is ended.
 
 One request at a time is answered: moto looks whether an object is there and then writes it, which S3 does in one. Buckets whose
-name begins with `careless` take any PUT, as stores do that know no conditions; in those of `undecided` the first PUT of an object
-with a condition meets another one (409).
+name begins with `sealed` can be read alone. Those of `careless` take any PUT, as stores do that know no conditions, and those of `unable`
+refuse any that has one (501); in those of `undecided` the first PUT of an object with a condition meets another one (409).
 """
 
 from __future__ import annotations
@@ -44,8 +44,12 @@ class Store:
     def _refusal(self, environ: dict[str, Any], path: str) -> tuple[str, str] | None:
         if "HTTP_AUTHORIZATION" not in environ:
             return "403 Forbidden", "AccessDenied"
+        if path.startswith("/sealed") and environ["REQUEST_METHOD"] == "PUT" and path.strip("/").count("/"):
+            return "403 Forbidden", "AccessDenied"
         if path.startswith("/careless"):
             environ.pop("HTTP_IF_NONE_MATCH", None)
+        if path.startswith("/unable") and "HTTP_IF_NONE_MATCH" in environ:
+            return "501 Not Implemented", "NotImplemented"
         if path.startswith("/undecided") and "HTTP_IF_NONE_MATCH" in environ and path not in self._undecided:
             self._undecided.add(path)
             return "409 Conflict", "ConditionalRequestConflict"

@@ -66,11 +66,19 @@ def test_no_credentials(store: S3, tmp_path: Path) -> None:
     assert "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in message
 
 
+def test_a_bucket_that_can_only_be_read(store: S3, tmp_path: Path) -> None:
+    bucket = make_bucket(store, "sealed")
+    message = told(tmp_path, store.endpoint, bucket, BRONZE)
+    assert f"The lake s3://{bucket}/lake can't be written to. s3://{bucket}/lake can't be reached at {store.endpoint}: " in message
+    assert "Error performing PUT" in message
+    assert "403 Forbidden" in message
+
+
 def test_doctor_looks_at_the_store(settings: Settings) -> None:
     findings = {finding.what: finding for finding in diagnosis(settings)}
     assert findings["lake"].found == settings.lake
     assert findings["landing"].found == settings.landing.folder
-    assert findings["S3 JARs"].found.startswith("4 in ")
+    assert findings["S3 JARs"].found.startswith("3 in ")
     assert [findings[what].advice for what in ("lake", "landing", "S3 JARs")] == [None] * 3
     lost = settings.model_copy(update={"lake": "s3://nowhere/lake"})
     advice = next(finding.advice for finding in diagnosis(lost) if finding.what == "lake")

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pytest
 
+from jobs.contracts.days import DayRange
 from jobs.contracts.errors import ConcurrentWrite, LakeUnwritable
 from jobs.lake import Lake, insist
+from jobs.operate.run import run_steps
 from jobs.settings import S3, Settings
-from jobs.spark import start_session
 from jobs.storage import S3Path
 from tests.jobs.test_lake import unattributed, while_spark_writes
 from tests.s3.conftest import ROOT, make_bucket, settings_in
 
 if TYPE_CHECKING:
-    from py4j.java_gateway import JavaObject
     from pyspark.sql import DataFrame, SparkSession
 
 TABLE = "gold.unattributed"
@@ -150,48 +150,29 @@ def test_two_sparks_and_deltalake_at_once(spark: SparkSession, lake: Lake, setti
     assert len([name for name, day in found if day == SECOND]) == 1
 
 
-def log_store(spark: SparkSession) -> JavaObject:
-    return spark._jvm.nightjar.S3LogStore(spark._jsc.hadoopConfiguration())  # type: ignore[union-attr]
+def test_a_put_that_meets_another_is_made_once(store: S3) -> None:
+    """S3 answers 409 while it is between two PUTs of one object: to whoever makes a table, and to whoever commits to it, in each of three ways."""
+    lake = Lake(settings_in(make_bucket(store, "undecided"), store).lake_path, ("view",))
+    with pytest.raises(ConcurrentWrite):
+        lake.ensure(TABLE)
+    lake.ensure(TABLE)
+    lake.replace(TABLE, rows(lake, "a", FIRST), "first", [FIRST], {})
+    works = (
+        lambda: lake.replace(TABLE, rows(lake, "b", FIRST), "second", [FIRST], {}, seen=lake.version(TABLE)),
+        lambda: lake.replace_by_files(TABLE, lake.writer(TABLE).write([rows(lake, "c", SECOND)]), "third", [SECOND], {}),
+    )
+    for work in works:
+        insist(work)
+    assert [commit.step for commit in lake.commits(TABLE)] == ["first", "second", "third"]
+    assert held(lake) == {("b", FIRST), ("c", SECOND)}
 
 
-def write(spark: SparkSession, path: S3Path, text: str, overwrite: bool = False) -> bool:
-    """Whether the log store has taken a file."""
-    from py4j.protocol import Py4JJavaError
-
-    jvm = spark._jvm
-    assert jvm is not None
-    lines = jvm.java.util.ArrayList()
-    lines.add(text)
-    file = jvm.org.apache.hadoop.fs.Path(str(path).replace("s3://", "s3a://"))
-    try:
-        log_store(spark).write(file, lines.iterator(), overwrite, spark._jsc.hadoopConfiguration())
-    except Py4JJavaError as error:
-        if error.java_exception.getClass().getName() != "java.nio.file.FileAlreadyExistsException":
-            raise
-        return False
-    return True
-
-
-def test_the_log_store_takes_one_of_many(spark: SparkSession, settings: Settings) -> None:
-    path = settings.lake_path / "_delta_log/00000000000000000007.json"
-    assert isinstance(path, S3Path)
-    with ThreadPoolExecutor(8) as pool:
-        taken = list(pool.map(lambda number: write(spark, path, str(number)), range(8)))
-    assert sum(taken) == 1
-    assert path.read_text() == f"{taken.index(True)}\n"
-    assert write(spark, path, "newer", overwrite=True)
-    assert path.read_text() == "newer\n"
-
-
-def test_a_put_that_meets_another_is_tried_again(spark: SparkSession, store: S3) -> None:
-    path = S3Path(f"{make_bucket(store, 'undecided')}/log/1.json", store)
-    assert write(spark, path, "a")
-    assert not write(spark, path, "b")
-    assert path.read_text() == "a\n"
-
-
-def test_a_store_that_knows_no_conditions_is_found_out(spark: SparkSession, store: S3) -> None:
-    careless = settings_in(make_bucket(store, "careless"), store)
+@pytest.mark.parametrize("kind", ["careless", "unable"])
+def test_a_store_that_knows_no_conditions_is_found_out(store: S3, kind: str) -> None:
+    bucket = make_bucket(store, kind)
+    settings = settings_in(bucket, store)
     with pytest.raises(LakeUnwritable, match="knows no conditional PUT"):
-        start_session(careless)
-    assert list(careless.lake_path.rglob("*")) == []
+        run_steps([("bronze", DayRange(FIRST, FIRST))], settings)
+    with pytest.raises(LakeUnwritable, match="knows no conditional PUT"):
+        Lake(settings.lake_path, ("view",)).ensure(TABLE)
+    assert list(S3Path(bucket, store).glob("*")) == []
