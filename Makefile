@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := passive
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-airflow test-breaking test-s3 test-real bench bench-ingest bench-transitions bench-loader check format doctor pins clean
+.PHONY: help setup demo test test-airflow test-breaking test-s3 test-real bench bench-ingest bench-transitions bench-loader bench-learner check format doctor pins clean
 
 help: ## print this page
 	@echo "Nightjar: nightly recommendations from raw interaction logs."
@@ -53,6 +53,9 @@ bench-ingest: setup ## measure landing to silver against DuckDB alone: 10 millio
 
 bench-loader: setup ## measure the loader against the plain way to a sorted table: 20 million transitions, 4 GB of memory
 	@$(BIN)/python -m tests.benchmarks.loader bench $(ARGS)
+
+bench-learner: setup ## measure the learner against TorchRL's: 1,000 to 1,000,000 items
+	@$(BIN)/python -m tests.benchmarks.learner bench $(ARGS)
 
 bench-transitions: setup ## measure silver to transitions against DuckDB and the usual way with Spark: 20 million events
 	@$(BIN)/python -m tests.benchmarks.transitions $(ARGS)

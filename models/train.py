@@ -65,7 +65,8 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
     first, last = day - timedelta(days=settings.train.window_days - 1), day - timedelta(days=settings.evaluate.holdout_days)
     inputs["gold.transitions"] = version = version_as_of(lake, first, day)
     catalogue = load_catalogue(lake, day, version)
-    buckets = LakeBuckets(lake, ShardManifest.of(lake, first, last, version).shards, item_places(lake, catalogue))
+    shards = ShardManifest.of(lake, first, last, version).shards
+    buckets = LakeBuckets(lake, shards, item_places(lake, catalogue))
     counts = DailyCounts.of(steps for _, steps in map(buckets.read, range(len(buckets.sizes))))
     _check_enough(counts, catalogue, first, last, lake)
     manifest = {
@@ -73,6 +74,7 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
         "trained_from": str(first),
         "trained_to": str(last),
         "inputs": inputs,
+        "shards": [{name: value for name, value in asdict(shard).items() if name != "files"} for shard in shards],
         "revision": revision(),
         "seed": settings.train.seed,
         "settings": {name: getattr(settings, name).model_dump() for name in ("train", "evaluate", "episodes")},

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -245,6 +246,9 @@ def test_a_policy_is_written_registered_and_the_same_again(lake: Lake, settings:
     assert set(files) == {"policy.safetensors", "config.json", "items.parquet", "manifest.json"}
     assert (row["trained_from"], row["trained_to"], row["items"]) == (D - timedelta(days=DAYS - 1), D - timedelta(days=1), 7)
     assert row["steps"] == 6 * (DAYS - 1)
+    shards = json.loads(row["manifest"])["shards"]
+    assert sum(shard["rows"] for shard in shards) == row["steps"]
+    assert [[*shard] for shard in shards] == [["bucket", "bytes", "rows", "sha256"]] * len(shards)
 
     training.run(lake, settings, D)
     assert lake.read("gold.policies").to_pylist() == [row]
