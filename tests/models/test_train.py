@@ -97,21 +97,21 @@ def test_interrupted_is_uninterrupted(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_sigterm_ends_a_night_that_is_gone_on_with(lake: Lake, settings: Settings) -> None:
     """As a process: it exits 0, and the same command again makes the policy that an uninterrupted run makes, and leaves nothing else."""
     assert isinstance(lake.root, Path)
-    settings = settings.model_copy(update={"train": SMALL.model_copy(update={"window_days": DAYS, "epochs": 400})})
+    settings = settings.model_copy(update={"train": SMALL.model_copy(update={"window_days": DAYS, "epochs": 150})})
     land(lake, users=6, items=7)
     environment = os.environ | {f"NIGHTJAR_TRAIN__{name.upper()}": str(value) for name, value in settings.train.model_dump().items()}
     environment |= {"NIGHTJAR_LAKE": str(lake.root)}
     command = [sys.executable, "-m", "models", "run", "train", "--day", str(D)]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT) as child:
         assert child.stderr is not None
-        told = next(line for line in child.stderr if "epoch 3 of 400" in line)
+        told = next(line for line in child.stderr if "epoch 3 of 150" in line)
         child.terminate()
         told += child.stderr.read()
     assert (child.returncode, "Traceback" in told) == (0, False)
     assert "was ended by SIGTERM. What it has learnt is saved" in told
     assert not lake.exists("gold.policies") or lake.read("gold.policies").num_rows == 0
     again = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, check=True)
-    assert "epoch 2 of 400" not in again.stderr
+    assert "epoch 2 of 150" not in again.stderr
     (row,) = lake.read("gold.policies").to_pylist()
     made = (lake.root / row["path"] / "policy.safetensors").read_bytes()
     assert [path.name for path in (lake.root / "policies").iterdir()] == [row["policy_version"]]
