@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.data import END_CODES
-from models.network import ItemTable, Network, Rows, States
+from models.network import ItemTable, Rows, States
 
 _CHUNK_SCORES = 4_000_000  # scores held at once
 
@@ -37,15 +37,13 @@ class Head:
     meeting: Tensor  # [states, met]; -inf = an item that may not be chosen again
 
 
-def head_of(
-    network: Network, rows: Rows, states: States, table: ItemTable, vectors: Tensor, bias: Tensor, popularity: Tensor, day: Tensor, chosen: Tensor
-) -> Head:
-    """The head in some states of rows: `chosen` is bool[rows, slots], `day` int64[chosen states]."""
-    step_category = table.leaf[rows.item][:, None, :].expand_as(states.kin)[chosen]
-    kin = by_category(step_category, states.kin[chosen], network.categories)
-    return Head(
-        states.query[chosen], vectors, bias, states.popularity[chosen], popularity, day, table.leaf, kin, states.met_item[chosen], states.meeting[chosen]
+def head_of(rows: Rows, states: States, table: ItemTable, vectors: Tensor, bias: Tensor, popularity: Tensor, day: Tensor, places: Tensor) -> Head:
+    """The head in some states of rows: `places` is int64[states] in rows · slots, `day` int64[states]."""
+    query, weights, kin, met_item, meeting = (
+        values.flatten(0, 1).index_select(0, places) for values in (states.query, states.popularity, states.kin, states.met_item, states.meeting)
     )
+    step_category = table.leaf[rows.item].index_select(0, places // states.query.shape[1])
+    return Head(query, vectors, bias, weights, popularity, day, table.leaf, by_category(step_category, kin, table.leaves), met_item, meeting)
 
 
 def chosen_score(head: Head, action: Tensor) -> Tensor:
@@ -74,47 +72,39 @@ def catalogue_logsumexp(head: Head, eligible: Tensor, weight: Tensor) -> tuple[T
 
 @dataclass(frozen=True)
 class Drawn:
-    """Items drawn, with replacement, to stand for all: what is summed over the catalogue is estimated by them without bias."""
+    """Different items that stand for all: what is summed over the catalogue is estimated by them without bias."""
 
     items: Tensor  # int64[drawn]
-    offset: Tensor  # [drawn]: -log(number drawn · chance of the item), added to z in a sum over the catalogue
+    offset: Tensor  # [drawn]: log(times drawn / (draws · chance of the item)), added to z in a sum over the catalogue
 
 
-def content_of(rows: Rows, states: States, vectors: Tensor, chosen: Tensor) -> Tensor:
-    """query·key of the item of each slot of its row, in the chosen states: [states, length]."""
+def content_of(rows: Rows, states: States, vectors: Tensor, places: Tensor) -> Tensor:
+    """query·key of the item of each slot of its row, in some states of rows, as in `head_of`: [states, length]."""
     keys = torch.nn.functional.embedding(rows.item, vectors)
-    return torch.bmm(states.query, keys.transpose(1, 2))[chosen]
+    return torch.bmm(states.query, keys.transpose(1, 2)).flatten(0, 1).index_select(0, places)
 
 
-def drawn_logsumexp(head: Head, content: Tensor, eligible: Tensor, drawn: Drawn, action: Tensor) -> tuple[Tensor, Tensor]:
-    """Estimate of the logsumexp of z over the eligible items, and the best item among those looked at, of each state.
-
-    `content` is as of `content_of`, `eligible` bool[days, items].
+def drawn_logsumexp(head: Head, content: Tensor, eligible: Tensor, drawn: Drawn, action: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `catalogue_logsumexp`, of states in the order of their days; the sums are estimated, and the best item is the best among those looked at.
 
     The items met in the state, and its `action` int64[states] (0 = none), count exactly; the others by those of them that were drawn
-    (Bengio and Senécal 2008, section 3, with what is known to matter apart). So the estimate of the sum has no bias, and that of its
-    logarithm one that goes with 1 / drawn. Returns float32[states], which has a gradient, and int64[states].
+    (Bengio and Senécal 2008, section 3, with what is known to matter apart). So the estimate of a sum has no bias, and that of its
+    logarithm one that goes with 1 / drawn. `content` is as of `content_of`.
     """
     exact = torch.cat([head.met_item, torch.where((head.met_item == action[:, None]).any(1), 0, action)[:, None]], dim=1)
     scores = torch.cat([_met_scores(head, content), chosen_score(head, exact[:, -1])[:, None]], dim=1)
     scores = scores.masked_fill(~(eligible[head.day[:, None], exact] & (exact > 0)), -torch.inf)
-    is_exact = torch.zeros(len(action), len(head.keys), dtype=torch.bool, device=action.device)
-    is_exact[torch.arange(len(action), device=action.device)[:, None], exact] = True
-    others = _scores(head, drawn.items).masked_fill(is_exact[:, drawn.items] | ~eligible[:, drawn.items][head.day], -torch.inf)
-    looked_at = torch.cat([others.detach(), scores.detach()], dim=1)
-    highest, place = looked_at.max(1)
-    best = torch.cat([drawn.items.expand(len(exact), -1), exact], dim=1).gather(1, place[:, None]).squeeze(1)
-    some = highest > -torch.inf
-    lse = torch.where(some[:, None], torch.cat([others + drawn.offset, scores], dim=1), 0.0).logsumexp(1)
-    return torch.where(some, lse, 0.0), torch.where(some, best, 0)
 
-
-def _scores(head: Head, items: Tensor) -> Tensor:
-    """z of the same items in every state: [states, items]; what a meeting adds is left out."""
-    scores = torch.addmm(head.bias[items], head.query, head.keys[items].T)
-    scores = scores + head.kin.index_select(1, head.leaf[items])
-    by_day: Tensor = _ByDay.apply(head.weights, head.popularity[:, items], head.day)  # type: ignore[no-untyped-call]
-    return scores + by_day
+    number = len(drawn.items)
+    place = torch.full((len(head.keys),), number, device=action.device)
+    place[drawn.items] = torch.arange(number, device=action.device)
+    apart = torch.zeros(len(action), number + 1, dtype=torch.bool, device=action.device).scatter_(1, place[exact], True)
+    keys, bias, leaf = head.keys[drawn.items], head.bias[drawn.items], head.leaf[drawn.items]
+    arguments = (head.query, keys, bias, head.weights, head.popularity[:, drawn.items], head.day, leaf, head.kin, scores)
+    total, lse, highest, best = _DrawnLogsumexp.apply(*arguments, drawn.offset, eligible[:, drawn.items], apart[:, :-1], weight)  # type: ignore[no-untyped-call]
+    of_exact, at = scores.detach().max(1)
+    found = torch.where(of_exact > highest, exact.gather(1, at[:, None]).squeeze(1), drawn.items[best] if number else 0)
+    return total, lse, torch.where(torch.maximum(of_exact, highest) > -torch.inf, found, 0)
 
 
 def _met_scores(head: Head, content: Tensor) -> Tensor:
@@ -124,30 +114,61 @@ def _met_scores(head: Head, content: Tensor) -> Tensor:
     return scores + head.kin.gather(1, head.leaf[items]) + (head.popularity[head.day[:, None], items] * head.weights[:, None]).sum(2)
 
 
-class _ByDay(torch.autograd.Function):
-    """weights[state] · popularity[day of the state]: [states, items], day by day, as each state's own [items, features] would not fit."""
+class _DrawnLogsumexp(torch.autograd.Function):
+    """Over drawn items, whose z is made here, and others, whose `scores` [states, others] come from outside."""
 
     @staticmethod
-    def forward(context: Any, weights: Tensor, popularity: Tensor, day: Tensor) -> Tensor:
-        context.save_for_backward(popularity, day)
-        scores = weights.new_empty(len(day), popularity.shape[1])
-        for today, rows in _rows_by_day(day):
-            scores[rows] = weights[rows] @ popularity[today].T
-        return scores
+    def forward(
+        context: Any,
+        query: Tensor,
+        keys: Tensor,
+        bias: Tensor,
+        weights: Tensor,
+        popularity: Tensor,
+        day: Tensor,
+        leaf: Tensor,
+        kin: Tensor,
+        scores: Tensor,
+        offset: Tensor,
+        eligible: Tensor,
+        apart: Tensor,
+        weight: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        days = _days(day)
+        z = torch.addmm(bias, query, keys.T)
+        if kin.shape[1] > 1:
+            z += kin.index_select(1, leaf)
+        for today, begin, end in days:
+            z[begin:end].addmm_(weights[begin:end], popularity[today].T)
+        z.masked_fill_(apart | ~eligible[day] if not eligible.all() else apart, -torch.inf)
+        highest, best = z.max(1) if len(keys) else (query.new_full(day.shape, -torch.inf), torch.zeros_like(day))
+        z += offset
+        top = torch.maximum(z.amax(1) if len(keys) else highest, scores.amax(1))
+        top = torch.where(top.isfinite(), top, 0.0)
+        z.sub_(top[:, None]).exp_()
+        others = (scores - top[:, None]).exp_()
+        summed = z.sum(1) + others.sum(1)
+        some = summed > 0
+        summed = summed.where(some, 1.0)
+        lse = summed.log() + top
+        lse = torch.where(some, lse, 0.0)
+        share = torch.where(some, weight, 0.0) / summed
+        z *= share[:, None]  # now weight · chance
+        others *= share[:, None]
+        grad_weights = torch.empty_like(weights)
+        for today, begin, end in days:
+            torch.mm(z[begin:end], popularity[today], out=grad_weights[begin:end])
+        grad_kin = torch.zeros_like(kin)
+        if kin.shape[1] > 1:
+            grad_kin.index_add_(1, leaf, z)
+        context.save_for_backward(z @ keys, z.T @ query, z.sum(0), grad_weights, grad_kin, others)
+        context.mark_non_differentiable(lse, highest, best)
+        return (weight * lse).sum(), lse, highest, best
 
     @staticmethod
     def backward(context: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        popularity, day = context.saved_tensors
-        gradient = grad_outputs[0].new_empty(len(day), popularity.shape[2])
-        for today, rows in _rows_by_day(day):
-            gradient[rows] = grad_outputs[0][rows] @ popularity[today]
-        return gradient, None, None
-
-
-def _rows_by_day(day: Tensor) -> Iterator[tuple[int, Tensor]]:
-    order = torch.argsort(day, stable=True)
-    days, counts = torch.unique_consecutive(day[order], return_counts=True)
-    yield from zip(days.tolist(), torch.split(order, counts.tolist()), strict=True)
+        query, keys, bias, weights, kin, scores = (grad_outputs[0] * gradient for gradient in context.saved_tensors)
+        return query, keys, bias, weights, None, None, None, kin, scores, None, None, None, None
 
 
 @torch.no_grad()
@@ -215,9 +236,14 @@ class _CatalogueLogsumexp(torch.autograd.Function):
 def _chunks(day: Tensor, items: int) -> Iterator[tuple[Tensor, list[tuple[int, int, int]]]]:
     """Indices of the states in the order of their days, as many at once as may be held; and of each day among them: day, begin, end."""
     for rows in torch.split(torch.argsort(day, stable=True), max(1, _CHUNK_SCORES // items)):
-        days, counts = torch.unique_consecutive(day[rows], return_counts=True)
-        ends = counts.cumsum(0).tolist()
-        yield rows, list(zip(days.tolist(), [0, *ends], ends, strict=False))
+        yield rows, _days(day[rows])
+
+
+def _days(day: Tensor) -> list[tuple[int, int, int]]:
+    """Of each day among states in the order of their days: day, begin, end."""
+    days, counts = torch.unique_consecutive(day, return_counts=True)
+    ends = counts.cumsum(0).tolist()
+    return list(zip(days.tolist(), [0, *ends], ends, strict=False))
 
 
 def n_step_targets(reward: Tensor, end: Tensor, acts: Tensor, bootstrap: Tensor, gamma: float, n_step: int) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,8 @@ class ItemTable:
 
     ids: Tensor  # int64[items]; 0 = not in the vocabulary
     categories: Tensor  # int64[items, depth] the path's categories; 0 = none
-    leaf: Tensor  # int64[items] the last of them; 0 = none
+    leaf: Tensor  # int64[items] the last of them, counted in some order of their own; 0 = none
+    leaves: int  # how many of these there are
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,21 @@ class Rows:
     event: Tensor  # 0 = none
     response: Tensor  # 0 = none
     time: Tensor  # seconds; in the first slot of a window that of the step before, where the user has one, else that of the first step
+
+
+@dataclass(frozen=True)
+class View:
+    """What the slots of rows, or one slot of each, see of their windows: the same for every network that looks at the rows."""
+
+    at: Tensor | None  # int64[rows, 1]; None = all slots
+    follows: Tensor  # bool[rows, length]: the slot is no first one of a window
+    gap: Tensor  # int64[rows, length] bucket of the time since the slot before
+    every: Tensor  # bool[rows, length, length]: what each slot sees: itself, and what is before it in its window
+    seen: Tensor  # bool[rows, slots, length]: what those slots see that the view is of
+    met: Tensor  # bool[rows, slots, length]: of the meetings with an item the last one
+    meetings: Tensor  # int64[rows, length] how many there were with the item of the slot, this one included
+    steps_ago: Tensor  # int64[rows, slots, length]; 1 = just now
+    time_ago: Tensor  # int64[rows, slots, length] bucket
 
 
 @dataclass(frozen=True)
@@ -91,7 +107,8 @@ def item_table(item_ids: Sequence[str], categories: Sequence[tuple[str, ...]], c
         row[: len(path)] = [paths.get(path[:level], 0) for level in range(1, len(path) + 1)]
     ids = np.array([known.get(item_id, 0) for item_id in catalogue.item_ids], dtype=np.int64)
     leaf = np.array([paths.get(path, 0) for path in catalogue.categories], dtype=np.int64)
-    return ItemTable(*(torch.from_numpy(values).to(device) for values in (ids, codes, leaf)))
+    tensors = [torch.from_numpy(values).to(device) for values in (ids, codes, leaf)]
+    return ItemTable(tensors[0], tensors[1], tensors[2], len(paths))
 
 
 def rows_of(steps: Steps, begins: Ints, ends: Ints, device: torch.device) -> Rows:
@@ -113,9 +130,35 @@ def rows_of(steps: Steps, begins: Ints, ends: Ints, device: torch.device) -> Row
     return Rows(*(torch.from_numpy(values.astype(np.int64)).to(device) for values in columns))
 
 
+def view_of(rows: Rows, context: int, at: Tensor | None = None) -> View:
+    """What is seen from each slot, or from `at` int64[rows, 1] alone; steps further back than `context` count as that far."""
+    place = torch.arange(rows.item.shape[1], device=rows.item.device)
+    slots = place.expand_as(rows.segment) if at is None else at
+    follows = torch.zeros_like(rows.segment, dtype=torch.bool)
+    follows[:, 1:] = rows.segment[:, 1:] == rows.segment[:, :-1]
+    together = rows.segment[:, :, None] == rows.segment[:, None, :]
+    before = place <= place[:, None]
+    same = (rows.item[:, :, None] == rows.item[:, None, :]) & together & (rows.item > 0)[:, None, :]
+    again = torch.where(same & ~before.T, place[:, None], len(place)).amin(1)  # [rows, length] the next meeting
+    every = together & before
+    seen = every if at is None else every.gather(1, at[:, :, None].expand(-1, -1, len(place)))
+    now = rows.time if at is None else rows.time.gather(1, at)
+    return View(
+        at,
+        follows,
+        log_bucket(rows.time - rows.time.roll(1, 1)),
+        every,
+        seen,
+        seen & (again[:, None, :] > slots[:, :, None]) & (rows.item > 0)[:, None, :],
+        (same & before).sum(2),
+        (slots[:, :, None] - place + 1).clamp(0, context),
+        log_bucket(now[:, :, None] - rows.time[:, None, :]),
+    )
+
+
 def log_bucket(seconds: Tensor) -> Tensor:
-    """floor(log2(1 + seconds)), at most the last bucket."""
-    return torch.log2(1.0 + seconds.double()).long().clamp(0, _TIME_BUCKETS - 1)
+    """floor(log2(1 + seconds)), at least 0 and at most the last bucket."""
+    return torch.bucketize(seconds, 2 ** torch.arange(1, _TIME_BUCKETS, device=seconds.device) - 1, right=True)
 
 
 class Network(nn.Module):
@@ -123,7 +166,7 @@ class Network(nn.Module):
 
     def __init__(self, config: NetworkConfig, items: int, categories: int) -> None:
         super().__init__()
-        self.config, self.categories = config, categories
+        self.config = config
         dim, kinds = config.dim, len(config.event_types) + 1
         self.item_vector = nn.Embedding(items + 1, dim)
         self.item_bias = nn.Embedding(items + 1, 1)
@@ -182,55 +225,32 @@ class Network(nn.Module):
         """What the network has for each item of the table alone: [items, dim], [items]."""
         return self.item_vector(table.ids), self.item_bias(table.ids).squeeze(1)
 
-    def states(self, rows: Rows, vectors: Tensor, at: Tensor | None = None) -> States:
-        """The state in each slot, or in those of int64[rows, 1] alone; given g of every item [items, dim]."""
-        follows = torch.zeros_like(rows.segment, dtype=torch.bool)
-        follows[:, 1:] = rows.segment[:, 1:] == rows.segment[:, :-1]
-        since = (rows.time - rows.time.roll(1, 1)).clamp(min=0)
-        tokens = self.item_input(functional.embedding(rows.item, vectors)) + self.event(rows.event)
-        tokens = tokens + self.response(rows.response) + self.gap(log_bucket(since))
-        hidden = self.dropout(torch.where(follows[:, :, None], tokens, self.start))
-        place = torch.arange(hidden.shape[1], device=hidden.device)
-        slots = place.expand_as(rows.segment) if at is None else at
-        # What each slot sees: itself, and those before it in its window.
-        seen = (rows.segment[:, :, None] == rows.segment[:, None, :]) & (place <= place[:, None])
-        turn = rotations(len(place), self.config.dim // self.config.heads, hidden.device)
+    def states(self, rows: Rows, view: View, vectors: Tensor) -> States:
+        """The states of the slots that `view` is of; given g of every item [items, dim]."""
+        tokens = self.item_input(functional.embedding(rows.item, vectors)) + self.event(rows.event) + self.response(rows.response) + self.gap(view.gap)
+        hidden = self.dropout(torch.where(view.follows[:, :, None], tokens, self.start))
+        turn = rotations(hidden.shape[1], self.config.dim // self.config.heads, hidden.device)
         for block in self.blocks[:-1]:
-            hidden = block(hidden, turn, seen)
-        if at is not None:
-            seen = seen.gather(1, at[:, :, None].expand(-1, -1, len(place)))
-        hidden = self.norm(self.blocks[-1](hidden, turn, seen, at))
-        met_item, meeting = self._meetings(rows, hidden, seen, slots)
-        kin = self._kin(rows, hidden, seen, slots)
+            hidden = block(hidden, turn, view.every)
+        hidden = self.norm(self.blocks[-1](hidden, turn, view.seen, view.at))
+        met_item = rows.item[:, None, :] * view.met
+        meeting, kin = self._meetings(rows, view, hidden), self._kin(rows, view, hidden)
         return States(self.query(hidden), self.value(hidden).squeeze(2), self.popularity(hidden), met_item, meeting, kin)
 
-    def _meetings(self, rows: Rows, hidden: Tensor, seen: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-        length = rows.item.shape[1]
-        place = torch.arange(length, device=hidden.device)
-        same = (rows.item[:, :, None] == rows.item[:, None, :]) & (rows.segment[:, :, None] == rows.segment[:, None, :]) & (rows.item > 0)[:, None, :]
-        count = (same & (place[None, :] <= place[:, None])).sum(2)
-        again = torch.where(same & (place[None, :] > place[:, None]), place, length).amin(2)  # [rows, length]
-        last = seen & (again[:, None, :] > slots[:, :, None]) & (rows.item > 0)[:, None, :]
-
+    def _meetings(self, rows: Rows, view: View, hidden: Tensor) -> Tensor:
         query = self.meeting_query(hidden) / math.sqrt(_MEETING_DIM)
-        keys = self.meeting_count(count.clamp(max=_COUNT_BUCKETS - 1)) + self.meeting_event(rows.event) + self.meeting_response(rows.response)
+        keys = self.meeting_count(view.meetings.clamp(max=_COUNT_BUCKETS - 1)) + self.meeting_event(rows.event) + self.meeting_response(rows.response)
         by_step = query @ keys.transpose(1, 2)
-        time_ago = log_bucket((rows.time.gather(1, slots)[:, :, None] - rows.time[:, None, :]).clamp(min=0))
-        by_distance = (query @ self.meeting_steps.T).gather(2, self._steps_ago(slots, place)) + (query @ self.meeting_time.T).gather(2, time_ago)
-        value = (by_step + by_distance).masked_fill(~last, 0.0)
-        return rows.item[:, None, :] * last, value
+        by_distance = (query @ self.meeting_steps.T).gather(2, view.steps_ago) + (query @ self.meeting_time.T).gather(2, view.time_ago)
+        meeting: Tensor = (by_step + by_distance).masked_fill(~view.met, 0.0)
+        return meeting
 
-    def _kin(self, rows: Rows, hidden: Tensor, seen: Tensor, slots: Tensor) -> Tensor:
-        place = torch.arange(rows.item.shape[1], device=hidden.device)
+    def _kin(self, rows: Rows, view: View, hidden: Tensor) -> Tensor:
         query = self.kin_query(hidden) / math.sqrt(_MEETING_DIM)
         by_step = query @ (self.kin_event(rows.event) + self.kin_response(rows.response)).transpose(1, 2)
-        by_distance = (query @ self.kin_steps.T).gather(2, self._steps_ago(slots, place))
-        kin: Tensor = (by_step + by_distance).masked_fill(~seen, 0.0)
+        by_distance = (query @ self.kin_steps.T).gather(2, view.steps_ago)
+        kin: Tensor = (by_step + by_distance).masked_fill(~view.seen, 0.0)
         return kin
-
-    def _steps_ago(self, slots: Tensor, place: Tensor) -> Tensor:
-        """How many steps ago, in each slot, the one of each place was; 1 = just now."""
-        return (slots[:, :, None] - place + 1).clamp(0, self.config.context)
 
 
 class Block(nn.Module):

@@ -19,7 +19,7 @@ from jobs.storage import Location
 from models.data import Catalogue, Floats, Ints, Steps
 from models.gate import MANIFEST
 from models.losses import Head, all_scores, head_of
-from models.network import Network, NetworkConfig, Rows, category_paths, item_table, rows_of
+from models.network import Network, NetworkConfig, Rows, category_paths, item_table, rows_of, view_of
 
 _BATCH = 256
 
@@ -107,9 +107,9 @@ class Policy:
         """The head in the state after the last step of each window, and V there."""
         rows = replace(rows, event=self._kinds[rows.event], response=self._kinds[rows.response])
         last = rows.segment.sum(1, keepdim=True) - 1
-        states = self._network.states(rows, self._vectors, last)
-        day, chosen = torch.zeros_like(last[:, 0]), torch.ones_like(states.value, dtype=torch.bool)
-        head = head_of(self._network, rows, states, self._table, self._vectors, self._bias, self._popularity, day, chosen)
+        states = self._network.states(rows, view_of(rows, self._network.config.context, last), self._vectors)
+        day, places = torch.zeros_like(last[:, 0]), torch.arange(len(last), device=self._device)
+        head = head_of(rows, states, self._table, self._vectors, self._bias, self._popularity, day, places)
         return head, states.value[:, 0]
 
 

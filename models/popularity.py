@@ -10,6 +10,7 @@ from models.data import DailyCounts, Floats, Ints
 
 HALF_LIVES = (1.0, 4.0, 16.0)  # days
 POPULARITY_FEATURES = 2 * len(HALF_LIVES)
+_BLOCK = 1 << 14  # items whose counts by day are held at once
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class DecayedCounts:
     first_day: int  # days since 1970
     days: int
     offsets: Ints  # [items + 1]: item i owns the rows offsets[i]..offsets[i + 1] (exclusive)
-    day: Ints  # [n] counted from `first_day`; ascending within an item
+    day: Ints  # [n] counted from `first_day`, different within an item
     counts: Floats  # [n, 2]: steps, rewarded steps
 
     @classmethod
@@ -35,21 +36,23 @@ class DecayedCounts:
 
         Row 0 is for the first day, which knows the steps before it and no other.
         """
-        begins, ends = (self.offsets[:-1], self.offsets[1:]) if items is None else (self.offsets[items], self.offsets[items + 1])
-        sizes = ends - begins
-        row = np.repeat(np.arange(len(sizes)), sizes)
-        place = np.arange(len(row)) + np.repeat(begins - (np.cumsum(sizes) - sizes), sizes)
-        day, counts = self.day[place], self.counts[place]
-        features = np.zeros((self.days, len(sizes), POPULARITY_FEATURES), dtype=np.float32)
-        order = np.argsort(day, kind="stable")
-        start = min(int(day.min(initial=0)), 0)
-        cuts = np.searchsorted(day[order], np.arange(start, self.days + 1))
-        decayed = np.zeros((len(sizes), 2, len(HALF_LIVES)))
-        keep = 0.5 ** (1 / np.array(HALF_LIVES))
-        for today in range(start, self.days):
-            if today >= 0:
-                features[today] = decayed.reshape(len(sizes), -1)
-            rows = order[cuts[today - start] : cuts[today - start + 1]]
-            decayed *= keep
-            decayed[row[rows]] += counts[rows][:, :, None]
+        count = len(self.offsets) - 1 if items is None else len(items)
+        features = np.empty((self.days, count, POPULARITY_FEATURES), dtype=np.float32)
+        for begin in range(0, count, _BLOCK):
+            some = slice(begin, begin + _BLOCK)
+            features[:, some] = self._decayed(np.arange(count)[some] if items is None else items[some])
         return np.log1p(features, out=features)
+
+    def _decayed(self, items: Ints) -> Floats:
+        begins, sizes = self.offsets[items], self.offsets[items + 1] - self.offsets[items]
+        row = np.repeat(np.arange(len(items)), sizes)
+        place = np.arange(len(row)) + np.repeat(begins - (np.cumsum(sizes) - sizes), sizes)
+        start = min(int(self.day[place].min(initial=0)), 0)
+        counts = np.zeros((self.days - start, len(items), 2), dtype=np.float32)
+        counts[self.day[place] - start, row] = self.counts[place]
+        ago = np.arange(self.days)[:, None] - 1 - np.arange(start, self.days)  # days between the evening before and each day of counts
+        decayed = np.empty((self.days, len(items), 2, len(HALF_LIVES)), dtype=np.float32)
+        for number, half_life in enumerate(HALF_LIVES):
+            keep = np.where(ago >= 0, 0.5 ** (np.maximum(ago, 0) / half_life), 0.0).astype(np.float32)
+            decayed[..., number] = (keep @ counts.reshape(len(counts), -1)).reshape(self.days, len(items), 2)
+        return decayed.reshape(self.days, len(items), -1)

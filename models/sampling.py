@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -26,11 +24,11 @@ class Proposal:
         chance = _EVENLY * even + (1 - _EVENLY) * weight / weight.sum() if weight.any() else even
         self._chance, self._reach = torch.from_numpy(chance), torch.from_numpy(np.cumsum(chance))
 
-    def draw(self, number: int) -> Drawn:
-        """Items drawn with replacement, by torch's random state of the CPU."""
-        at = torch.rand(number, dtype=torch.float64) * self._reach[-1]
-        items = torch.searchsorted(self._reach, at, right=True).clamp(max=len(self._reach) - 1)
-        return Drawn(items, -(math.log(number) + self._chance[items].log()).float())
+    def draw(self, draws: int) -> Drawn:
+        """The items of so many draws with replacement, by torch's random state of the CPU."""
+        at = torch.rand(draws, dtype=torch.float64) * self._reach[-1]
+        items, times = torch.unique(torch.searchsorted(self._reach, at, right=True).clamp(max=len(self._reach) - 1), return_counts=True)
+        return Drawn(items, (times / (draws * self._chance[items])).log().float())
 
 
 class RowAdagrad(nn.Module):

@@ -41,7 +41,7 @@ from models.data import Bools, Catalogue, DailyCounts, Ints, day_number, item_pl
 from models.gate import MANIFEST, POLICIES
 from models.loader import Buckets, LakeBuckets, Loader, Packed, Packing, Position
 from models.losses import Drawn, catalogue_logsumexp, chosen_score, content_of, drawn_logsumexp, head_of, n_step_targets
-from models.network import ItemTable, Network, NetworkConfig, Rows, category_paths, item_table
+from models.network import ItemTable, Network, NetworkConfig, Rows, category_paths, item_table, view_of
 from models.policy import device_of_choice, save_policy
 from models.popularity import DecayedCounts
 from models.progress import training_progress
@@ -321,7 +321,9 @@ class _Learner:
         popularity = torch.from_numpy(self._data.counts.features(items.numpy())).to(self._device)
         eligible = torch.from_numpy(self._data.eligible[:, items.numpy()]).to(self._device)
         items, place = items.to(self._device), place.to(self._device)
-        table = ItemTable(self._table.ids[items], self._table.categories[items], self._table.leaf[items])
+        # Of the categories too only those of these items, the first of which, of item 0, is none.
+        leaves, leaf = torch.unique(self._table.leaf[items], return_inverse=True)
+        table = ItemTable(self._table.ids[items], self._table.categories[items], leaf, len(leaves) - 1)
         rows = replace(batch.rows, item=place[1 : 1 + batch.rows.item.numel()].view_as(batch.rows.item))
         counted = replace(batch, rows=rows, action=torch.where(batch.acts, rows.item.roll(-1, 1), 0))
         return Part(table, popularity, eligible, Drawn(place[-len(drawn.items) :], drawn.offset.to(self._device))), counted
@@ -355,17 +357,19 @@ def batch_loss(online: Network, target: Network, part: Part, batch: Batch, train
 
     The best item of a state is the online net's, its value the target net's. `own` as in `Network.items`.
     """
-    rows = batch.rows
+    rows, view = batch.rows, view_of(batch.rows, online.config.context)
     vectors, bias = online.items(part.table, own)
     with torch.no_grad():
         target_vectors, target_bias = target.items(part.table)
-        target_states = target.states(rows, target_vectors)
-    states = online.states(rows, vectors)
+        target_states = target.states(rows, view, target_vectors)
+    states = online.states(rows, view, vectors)
 
-    chosen = batch.learnt | (rows.segment > 0) & ~batch.acts  # the state after the last step too: the bootstrap needs it
-    day, action, reward = batch.day[chosen], batch.action[chosen], batch.reward[chosen]
-    head = head_of(online, rows, states, part.table, vectors, bias, part.popularity, day, chosen)
-    target_head = head_of(target, rows, target_states, part.table, target_vectors, target_bias, part.popularity, day, chosen)
+    # The state after the last step too: the bootstrap needs it. In the order of the days, each of which has a popularity of its own.
+    places = (batch.learnt | (rows.segment > 0) & ~batch.acts).flatten().nonzero().squeeze(1)
+    places = places[torch.argsort(batch.day.flatten()[places], stable=True)]
+    day, action, reward = (values.flatten()[places] for values in (batch.day, batch.action, batch.reward))
+    head = head_of(rows, states, part.table, vectors, bias, part.popularity, day, places)
+    target_head = head_of(rows, target_states, part.table, target_vectors, target_bias, part.popularity, day, places)
 
     learnt = action > 0
     choosable = head
@@ -379,16 +383,18 @@ def batch_loss(online: Network, target: Network, part: Part, batch: Batch, train
     if part.drawn is None:
         summed, lse, best = catalogue_logsumexp(choosable, part.eligible, weight)
     else:
-        lse, best = drawn_logsumexp(choosable, content_of(rows, states, vectors, chosen), part.eligible, part.drawn, torch.where(learnt, action, 0))
-        summed, lse = (weight * lse).sum(), lse.detach()
+        content, shown = content_of(rows, states, vectors, places), torch.where(learnt, action, 0)
+        summed, lse, best = drawn_logsumexp(choosable, content, part.eligible, part.drawn, shown, weight)
     z = chosen_score(head, action)
     z = torch.where(learnt, z, 0.0)
     gap = torch.where(learnt, lse - z.detach(), 0.0)
 
-    bootstrap = torch.zeros_like(target_states.value)
-    bootstrap[chosen] = target_states.value[chosen] + torch.where(best > 0, chosen_score(target_head, best), 0.0)
-    targets, counts = (found[chosen] for found in n_step_targets(batch.reward, batch.end, batch.acts, bootstrap, train.gamma, train.n_step))
-    error = torch.where(counts & learnt, states.value[chosen] + z - targets, 0.0)
+    bootstrap = torch.zeros_like(target_states.value).flatten()
+    bootstrap[places] = target_states.value.flatten()[places] + torch.where(best > 0, chosen_score(target_head, best), 0.0)
+    bootstrap = bootstrap.view_as(batch.reward)
+    targets, counts = n_step_targets(batch.reward, batch.end, batch.acts, bootstrap, train.gamma, train.n_step)
+    targets, counts = targets.flatten()[places], counts.flatten()[places]
+    error = torch.where(counts & learnt, states.value.flatten().index_select(0, places) + z - targets, 0.0)
     td = (error**2 * share).sum()
     total = td + summed - (weight * z).sum()
     return Loss(total, td.detach(), (share * gap).sum(), (share * is_positive * gap).sum())

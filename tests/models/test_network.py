@@ -6,7 +6,7 @@ import torch
 
 from models.data import Catalogue, DailyCounts, Steps
 from models.loader import pack
-from models.network import ItemTable, item_table, log_bucket, rows_of
+from models.network import ItemTable, Network, Rows, States, item_table, log_bucket, rows_of, view_of
 from models.popularity import HALF_LIVES, DecayedCounts
 from models.train import batch_of
 from tests.models.learner_cases import HOUR, catalogue, network, random_steps, steps
@@ -18,6 +18,10 @@ def table(items: Catalogue) -> ItemTable:
     return item_table(items.item_ids, items.categories, items, CPU)
 
 
+def states_of(made: Network, rows: Rows, vectors: torch.Tensor, at: torch.Tensor | None = None) -> States:
+    return made.states(rows, view_of(rows, made.config.context, at), vectors)
+
+
 def test_later_steps_change_no_earlier_state() -> None:
     items, log = catalogue(9), random_steps(1, 8, 9, seed=1)
     made = network(items)
@@ -27,7 +31,7 @@ def test_later_steps_change_no_earlier_state() -> None:
     other.response[5:] = 2 - other.response[5:]
     with torch.no_grad():
         vectors, _ = made.items(table(items))
-        one, two = (made.states(rows_of(kind, *whole, CPU), vectors) for kind in (log, other))
+        one, two = (states_of(made, rows_of(kind, *whole, CPU), vectors) for kind in (log, other))
     for name in ("query", "value", "popularity", "kin", "meeting", "met_item"):
         before, after = getattr(one, name), getattr(two, name)
         shared = np.s_[:, :6, :6] if name in ("kin", "meeting", "met_item") else np.s_[:, :6]
@@ -40,8 +44,8 @@ def test_padding_and_company_change_no_state() -> None:
     made = network(items)
     with torch.no_grad():
         vectors, _ = made.items(table(items))
-        together = made.states(rows_of(log, np.array([0, 8]), np.array([3, 16]), CPU), vectors)
-        alone = made.states(rows_of(log, np.array([0]), np.array([3]), CPU), vectors)
+        together = states_of(made, rows_of(log, np.array([0, 8]), np.array([3, 16]), CPU), vectors)
+        alone = states_of(made, rows_of(log, np.array([0]), np.array([3]), CPU), vectors)
     torch.testing.assert_close(together.query[0, :4], alone.query[0], atol=1e-6, rtol=0)
     torch.testing.assert_close(together.value[0, :4], alone.value[0], atol=1e-6, rtol=0)
 
@@ -53,7 +57,7 @@ def test_a_window_sees_nothing_of_the_others_in_its_row() -> None:
     made, rows = network(items), batch_of(pack(log, 8, 18, np.random.default_rng(0)), 0, 1.0, CPU).rows
     with torch.no_grad():
         vectors, _ = made.items(table(items))
-        together, alone = made.states(rows, vectors), made.states(rows_of(log, log.offsets[:-1], log.offsets[1:], CPU), vectors)
+        together, alone = (states_of(made, kind, vectors) for kind in (rows, rows_of(log, log.offsets[:-1], log.offsets[1:], CPU)))
     for user, size in enumerate(sizes):
         begin = rows.segment[0].tolist().index(user + 1)
         here = np.s_[begin : begin + size + 1]
@@ -72,7 +76,7 @@ def test_the_last_state_alone_is_the_last_of_all() -> None:
     rows, at = rows_of(log, np.array([0, 8, 8]), np.array([8, 11, 8]), CPU), torch.tensor([[8], [3], [0]])
     with torch.no_grad():
         vectors, _ = made.items(table(items))
-        every, last = made.states(rows, vectors), made.states(rows, vectors, at)
+        every, last = states_of(made, rows, vectors), states_of(made, rows, vectors, at)
     for name in ("query", "value", "popularity", "kin", "meeting", "met_item"):
         torch.testing.assert_close(getattr(last, name)[:, 0], getattr(every, name)[torch.arange(3), at[:, 0]], atol=1e-6, rtol=0)
 
@@ -83,7 +87,7 @@ def test_the_last_meeting_of_each_item_counts() -> None:
     log = steps([[{"item": 3}, {"item": 5}, {"item": 3}, {"item": 0}]])
     made = network(items)
     with torch.no_grad():
-        found = made.states(rows_of(log, np.array([0]), np.array([4]), CPU), made.items(table(items))[0])
+        found = states_of(made, rows_of(log, np.array([0]), np.array([4]), CPU), made.items(table(items))[0])
     assert found.met_item[0].tolist() == [[0, 0, 0, 0, 0], [0, 3, 0, 0, 0], [0, 3, 5, 0, 0], [0, 0, 5, 3, 0], [0, 0, 5, 3, 0]]
     assert torch.equal(found.meeting[0] != 0, found.met_item[0] > 0)
 
@@ -99,7 +103,7 @@ def test_popularity_is_that_of_the_day_before() -> None:
             assert found[1:, 1, kind + column] == pytest.approx([np.log1p(count) for count in (1, keep, 1 + keep**2)], abs=1e-6)
         assert found[:, 2, column] == pytest.approx([0, 0, np.log(2), np.log1p(keep)], abs=1e-6)
         assert found[:, 2, len(HALF_LIVES) + column].max() == 0
-    np.testing.assert_array_equal(DecayedCounts.of(DailyCounts.of([log]), 3, 3, 1).features()[0], found[3])
+    np.testing.assert_allclose(DecayedCounts.of(DailyCounts.of([log]), 3, 3, 1).features()[0], found[3], rtol=1e-6)
     np.testing.assert_array_equal(DecayedCounts.of(DailyCounts.of([log]), 3, 0, 4).features(np.array([2, 0, 1])), found[:, [2, 0, 1]])
 
 
