@@ -11,7 +11,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -103,6 +103,10 @@ class Train(_Section):
     batch_steps: int = Field(2048, ge=16, description="steps in a batch")
     learning_rate: float = Field(2e-3, gt=0)
     gamma: float = Field(0.9, ge=0, lt=1, description="discount per step")
+    backup: Literal["best", "logged"] = Field(
+        "best", description="what a return is taken to go on with: the best item, as double Q-learning does, or what the log did (one step of improvement)"
+    )
+    mixing: float = Field(0.95, ge=0, le=1, description="with backup = logged: lambda, the share of the logged return in the value of a state")
     n_step: int = Field(5, ge=1, description="steps of reward before the bootstrap")
     exact_items: int = Field(20_000, ge=1, description="up to so many items the penalty and the maximum are taken over all of them")
     negatives: int = Field(512, ge=1, description="beyond that, items drawn for each batch in their place")

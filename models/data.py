@@ -85,6 +85,11 @@ class DailyCounts:
         """Of the steps with a positive one; 1 where there is none."""
         return float(self.reward.sum() / self.rewarded.sum()) if self.rewarded.any() else 1.0
 
+    @property
+    def level(self) -> float:
+        """Share of the steps with a positive reward: the mean reward of a step, in units of `mean_reward`."""
+        return float(self.rewarded.sum() / max(1, self.steps.sum()))
+
     @classmethod
     def of(cls, parts: Iterable[Steps]) -> DailyCounts:
         """The counts over some steps, which may come part by part."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding, pad
 
 from models.data import END_CODES
 from models.network import ItemTable, Rows, States
@@ -80,7 +81,7 @@ class Drawn:
 
 def content_of(rows: Rows, states: States, vectors: Tensor, places: Tensor) -> Tensor:
     """query·key of the item of each slot of its row, in some states of rows, as in `head_of`: [states, length]."""
-    keys = torch.nn.functional.embedding(rows.item, vectors)
+    keys = embedding(rows.item, vectors)
     return torch.bmm(states.query, keys.transpose(1, 2)).flatten(0, 1).index_select(0, places)
 
 
@@ -259,7 +260,7 @@ def n_step_targets(reward: Tensor, end: Tensor, acts: Tensor, bootstrap: Tensor,
     width = reward.shape[1]
     place = torch.arange(width, device=reward.device).expand_as(end)
     immature = end == END_CODES["immature"]
-    stops = (end != 0) | ~torch.nn.functional.pad(acts[:, 1:], (0, 1))
+    stops = (end != 0) | ~pad(acts[:, 1:], (0, 1))
     target = torch.zeros_like(reward)
     running = acts & ~immature
     valid = running
@@ -274,3 +275,20 @@ def n_step_targets(reward: Tensor, end: Tensor, acts: Tensor, bootstrap: Tensor,
         target = target + torch.where(known, gamma ** (ahead + 1) * bootstrap.gather(1, (at + 1).clamp(max=width - 1)), 0.0)
         running = running & ~cut
     return target, valid
+
+
+def lambda_returns(reward: Tensor, end: Tensor, acts: Tensor, value: Tensor, gamma: float, mixing: float) -> tuple[Tensor, Tensor]:
+    """Returns of what was logged, and which of them count, in the slots of rows, as in `n_step_targets`.
+
+    G_t = r_t + gamma · ((1 - mixing) · value_{t+1} + mixing · G_{t+1}), with `mixing` = λ (Sutton and Barto 2018, section 12.1), where the episode
+    goes on to a step whose reward is known; else G_t = r_t + gamma · value_{t+1}, and r_t alone where it has `terminated`.
+    """
+    immature, terminated = end == END_CODES["immature"], end == END_CODES["terminated"]
+    goes_on = pad(acts[:, 1:] & ~immature[:, 1:], (0, 1)) & (end == 0)
+    after = pad(value[:, 1:], (0, 1)).masked_fill(terminated, 0.0)
+    found, running = [reward[:, -1]], reward[:, -1]
+    for place in range(reward.shape[1] - 2, -1, -1):
+        mixed = torch.where(goes_on[:, place], torch.lerp(after[:, place], running, mixing), after[:, place])
+        running = reward[:, place] + gamma * mixed
+        found.append(running)
+    return torch.stack(found[::-1], dim=1), acts & ~immature

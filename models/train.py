@@ -3,7 +3,8 @@
     loss = E[(Q(s, a) - target)²] + alpha · E[logsumexp_a' z(s, a') - z(s, a)] + supervised · E[the same, where the reward was positive]
 
 Double Q-learning with n-step returns (van Hasselt et al. 2016; Sutton and Barto 2018, section 7.1) and the penalty of Kumar et al.
-2020, equation 4, CQL(H), on z, which ranks. The action space is the catalogue: up to train.exact_items items the logsumexp is exact,
+2020, equation 4, CQL(H), on z, which ranks. With train.backup = "logged" Q is that of the logging policy: V learns its λ-returns, and z how
+much better than these an item is, of which the ranking takes the best. The action space is the catalogue: up to train.exact_items items the logsumexp is exact,
 and beyond that each batch looks at the items of its own rows and at train.negatives drawn ones, and nothing else of the catalogue.
 """
 
@@ -40,7 +41,7 @@ from models.checkpoint import load_checkpoint, save_checkpoint
 from models.data import Bools, Catalogue, DailyCounts, Ints, day_number, item_places, load_availability, load_catalogue, version_as_of
 from models.gate import MANIFEST, POLICIES
 from models.loader import Buckets, LakeBuckets, Loader, Packed, Packing, Position
-from models.losses import Drawn, catalogue_logsumexp, chosen_score, content_of, drawn_logsumexp, head_of, n_step_targets
+from models.losses import Drawn, catalogue_logsumexp, chosen_score, content_of, drawn_logsumexp, head_of, lambda_returns, n_step_targets
 from models.network import ItemTable, Network, NetworkConfig, Rows, category_paths, item_table, view_of
 from models.policy import device_of_choice, save_policy
 from models.popularity import DecayedCounts
@@ -125,6 +126,7 @@ class TrainingData:
     chosen: Ints  # [items] how often each item was chosen
     eligible: Bools  # [days, items]
     scale: float  # mean positive reward: what is learnt is in units of it
+    level: float  # mean reward of a step, in these units
 
     @classmethod
     def build(cls, lake: Lake, catalogue: Catalogue, buckets: Buckets, counts: DailyCounts, first: date, last: date) -> TrainingData:
@@ -136,7 +138,7 @@ class TrainingData:
         eligible[:, 0] = False
         decayed = DecayedCounts.of(counts, len(catalogue), begin, len(eligible))
         chosen = np.bincount(counts.item, counts.steps, len(catalogue)).astype(np.int64)
-        return cls(catalogue, buckets, begin, decayed, chosen, eligible, counts.mean_reward)
+        return cls(catalogue, buckets, begin, decayed, chosen, eligible, counts.mean_reward, counts.level)
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,8 @@ def fit(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _reproducible(device), _term_asked() as is_asked_to_end:
         torch.manual_seed(train.seed)
         network = Network(config, len(data.catalogue) - 1, len(category_paths(data.catalogue.categories))).to(device)
+        with torch.no_grad():  # V begins where it would end were all states alike
+            network.value.bias.fill_(data.level / (1 - train.gamma))
         learner = _Learner(network, data, train, device, draft)
         with training_progress(train.epochs, sum(data.buckets.sizes), learner.resumed()) as progress:
             if not learner.learn(progress, is_asked_to_end):
@@ -389,12 +393,19 @@ def batch_loss(online: Network, target: Network, part: Part, batch: Batch, train
     z = torch.where(learnt, z, 0.0)
     gap = torch.where(learnt, lse - z.detach(), 0.0)
 
-    bootstrap = torch.zeros_like(target_states.value).flatten()
-    bootstrap[places] = target_states.value.flatten()[places] + torch.where(best > 0, chosen_score(target_head, best), 0.0)
-    bootstrap = bootstrap.view_as(batch.reward)
-    targets, counts = n_step_targets(batch.reward, batch.end, batch.acts, bootstrap, train.gamma, train.n_step)
-    targets, counts = targets.flatten()[places], counts.flatten()[places]
-    error = torch.where(counts & learnt, states.value.flatten().index_select(0, places) + z - targets, 0.0)
-    td = (error**2 * share).sum()
+    value = states.value.flatten().index_select(0, places)
+
+    def error(worth: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+        return (torch.where(counts.flatten()[places] & learnt, worth - targets.flatten()[places], 0.0) ** 2 * share).sum()
+
+    log = batch.reward, batch.end, batch.acts
+    if train.backup == "logged":
+        # V learns the return, which has the noise of all that follows, and Q what follows from one step, as V sees it.
+        td = error(value, *lambda_returns(*log, target_states.value, train.gamma, train.mixing))
+        td = td + error(value.detach() + z, *lambda_returns(*log, target_states.value, train.gamma, 0.0))
+    else:
+        best_values = torch.zeros_like(target_states.value).flatten()
+        best_values[places] = target_states.value.flatten()[places] + torch.where(best > 0, chosen_score(target_head, best), 0.0)
+        td = error(value + z, *n_step_targets(*log, best_values.view_as(batch.reward), train.gamma, train.n_step))
     total = td + summed - (weight * z).sum()
     return Loss(total, td.detach(), (share * gap).sum(), (share * is_positive * gap).sum())

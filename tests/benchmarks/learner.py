@@ -73,7 +73,7 @@ def ours(items: int, seconds: float, exact: Annotated[bool, typer.Option()] = Tr
     counts = DailyCounts.of([log])
     eligible = np.tile(catalogue.available, (DAYS, 1))
     chosen = np.bincount(log.item, minlength=items + 1)
-    data = TrainingData(catalogue, HeldBucket(log), 0, DecayedCounts.of(counts, items + 1, 0, DAYS), chosen, eligible, 1.0)
+    data = TrainingData(catalogue, HeldBucket(log), 0, DecayedCounts.of(counts, items + 1, 0, DAYS), chosen, eligible, 1.0, 0.125)
     train = Train(dim=DIM, exact_items=items if exact else 1)
     network = Network(NetworkConfig(("impression", "click"), DIM, 2, 2, train.context, 0.1, 0.05, True), items, 0)
     learner = _Learner(network, data, train, torch.device("cpu"))

@@ -56,7 +56,7 @@ def training_data(items: Catalogue, log: Steps) -> TrainingData:
     """All items of the catalogue eligible on every day; rewards count as they are."""
     days, counts = int(log.day.max()) + 1, DailyCounts.of([log])
     decayed, chosen = DecayedCounts.of(counts, len(items), 0, days), np.bincount(log.item, minlength=len(items))
-    return TrainingData(items, HeldBucket(log), 0, decayed, chosen, np.tile(items.available, (days, 1)), counts.mean_reward)
+    return TrainingData(items, HeldBucket(log), 0, decayed, chosen, np.tile(items.available, (days, 1)), counts.mean_reward, counts.level)
 
 
 def network(items: Catalogue, repeats: bool = True, seed: int = 0, **changes: Any) -> Network:

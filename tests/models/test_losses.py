@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models import losses
 from models.data import END_CODES
-from models.losses import Head, all_scores, catalogue_logsumexp, chosen_score, n_step_targets
+from models.losses import Head, all_scores, catalogue_logsumexp, chosen_score, lambda_returns, n_step_targets
 
 DAYS, STATES, ITEMS, DIM, FEATURES, CATEGORIES = 3, 17, 11, 4, 2, 3
 
@@ -195,3 +195,30 @@ def test_ragged_episodes_against_a_plain_loop() -> None:
             assert valid[t] == (end[t] != "immature")
             if valid[t]:
                 assert found[t] == pytest.approx(total, abs=1e-5)
+
+
+def logged_returns(reward: list[float], end: list[str], value: list[float], gamma: float, mixing: float) -> tuple[list[float], list[bool]]:
+    codes = torch.tensor([[END_CODES.get(name, 0) for name in (*end, "")]])
+    acts = torch.arange(len(reward) + 1)[None] < len(reward)
+    found, valid = lambda_returns(torch.tensor([[*reward, 0.0]], dtype=torch.float64), codes, acts, torch.tensor([value], dtype=torch.float64), gamma, mixing)
+    return found[0, :-1].tolist(), valid[0, :-1].tolist()
+
+
+def test_lambda_returns_by_hand() -> None:
+    """Rewards 1 2 3, gamma and lambda 1/2, values 10 20 30 40: G2 = 3 + 40/2; G1 = 2 + (30 + 23)/4; G0 = 1 + (20 + 15.25)/4."""
+    assert logged_returns([1, 2, 3], ["", "", ""], [10, 20, 30, 40], 0.5, 0.5) == ([9.8125, 15.25, 23.0], [True] * 3)
+
+
+def test_lambda_0_is_one_step_and_1_is_the_log_itself() -> None:
+    """With 0 what follows is the value of the next state; with 1 the rewards to the end, and the value of the state after it."""
+    assert logged_returns([1, 2, 3], ["", "", ""], [10, 20, 30, 40], 0.5, 0.0)[0] == [11.0, 17.0, 23.0]
+    assert logged_returns([1, 2, 3], ["", "", ""], [10, 20, 30, 40], 0.5, 1.0)[0] == [1 + 1 + 0.75 + 5, 2 + 1.5 + 10, 3 + 20]
+
+
+def test_lambda_returns_end_as_the_steps_do() -> None:
+    """After a terminated step nothing follows, after a truncated one the value of the state behind it; an immature step is nobody's return."""
+    assert logged_returns([1, 2, 3], ["", "terminated", ""], [10, 20, 30, 40], 0.5, 1.0)[0] == [2.0, 2.0, 23.0]
+    assert logged_returns([1, 2, 3], ["", "truncated_gap", ""], [10, 20, 30, 40], 0.5, 1.0)[0] == [1 + 1 + 7.5, 17.0, 23.0]
+    for unknown in (3.0, 300.0):
+        found, valid = logged_returns([1, 2, unknown], ["", "", "immature"], [10, 20, 30, 40], 0.5, 1.0)
+        assert (found[:2], valid) == ([1 + 1 + 7.5, 17.0], [True, True, False])
