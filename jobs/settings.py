@@ -103,16 +103,23 @@ class Train(_Section):
     batch_steps: int = Field(2048, ge=16, description="steps in a batch")
     learning_rate: float = Field(2e-3, gt=0)
     gamma: float = Field(0.9, ge=0, lt=1, description="discount per step")
-    backup: Literal["best", "logged"] = Field(
-        "best", description="what a return is taken to go on with: the best item, as double Q-learning does, or what the log did (one step of improvement)"
+    backup: Literal["best", "logged"] | None = Field(
+        None, description="what a return goes on with: the best item (double Q-learning), or what the log did (one step of improvement); unset: by the log"
     )
     mixing: float = Field(0.95, ge=0, le=1, description="with backup = logged: lambda, the share of the logged return in the value of a state")
     n_step: int = Field(5, ge=1, description="steps of reward before the bootstrap")
     exact_items: int = Field(20_000, ge=1, description="up to so many items the penalty and the maximum are taken over all of them")
     negatives: int = Field(512, ge=1, description="beyond that, items drawn for each batch in their place")
-    alpha: float = Field(0.02, ge=0, description="weight of the conservative penalty: small seeks return, large clones the log")
-    supervised: float = Field(0.02, ge=0, description="weight of the cross-entropy of rewarded steps")
+    alpha: float | None = Field(None, ge=0, description="weight of the conservative penalty: small seeks return, large clones the log; unset: by the log")
+    supervised: float | None = Field(None, ge=0, description="weight of the cross-entropy of rewarded steps; unset: by the log")
     target_rate: float = Field(0.01, gt=0, le=1, description="share of the online net that the target net takes over each step")
+
+    def for_log(self, has_refusals: bool) -> Train:
+        """What is unset, by the kind of log. One that tells what was shown in vain says itself what is bad; else a penalty has to."""
+        by_log: dict[str, Any] = (
+            {"backup": "logged", "alpha": 0.0, "supervised": 0.0} if has_refusals else {"backup": "best", "alpha": 0.02, "supervised": 0.02}
+        )
+        return self.model_copy(update={name: value for name, value in by_log.items() if getattr(self, name) is None})
 
 
 class Evaluate(_Section):

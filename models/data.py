@@ -22,6 +22,7 @@ from jobs.lake import Lake
 
 END_CODES = {end: code for code, end in enumerate(ENDS, start=1)}
 EPOCH = date(1970, 1, 1)
+_INTERACTIONS_ALONE = 0.9  # share of the steps that are rewarded
 _COLUMNS = ("user_id", "event_time", "step", "item", "event_type", "response", "reward", "first", "end", "propensity")
 
 Bools = NDArray[np.bool_]
@@ -84,6 +85,11 @@ class DailyCounts:
     def mean_reward(self) -> float:
         """Of the steps with a positive one; 1 where there is none."""
         return float(self.reward.sum() / self.rewarded.sum()) if self.rewarded.any() else 1.0
+
+    @property
+    def has_refusals(self) -> bool:
+        """Whether the log tells what was shown in vain: of one of interactions alone nearly every step is rewarded."""
+        return self.level < _INTERACTIONS_ALONE
 
     @property
     def level(self) -> float:

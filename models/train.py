@@ -92,7 +92,7 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
 
     evening = DecayedCounts.of(counts, len(catalogue), day_number(last) + 1, 1).features()[0]
     with whole_folder(lake.root / POLICIES / policy_version, last=MANIFEST) as folder:
-        save_policy(folder, network, catalogue, evening, {"reward_scale": scale, "train": settings.train.model_dump()}, manifest)
+        save_policy(folder, network, catalogue, evening, {"reward_scale": scale, "train": settings.train.for_log(data.has_refusals).model_dump()}, manifest)
     row = {
         "policy_version": policy_version,
         "path": f"{POLICIES}/{policy_version}",
@@ -127,6 +127,7 @@ class TrainingData:
     eligible: Bools  # [days, items]
     scale: float  # mean positive reward: what is learnt is in units of it
     level: float  # mean reward of a step, in these units
+    has_refusals: bool  # as in DailyCounts
 
     @classmethod
     def build(cls, lake: Lake, catalogue: Catalogue, buckets: Buckets, counts: DailyCounts, first: date, last: date) -> TrainingData:
@@ -138,7 +139,7 @@ class TrainingData:
         eligible[:, 0] = False
         decayed = DecayedCounts.of(counts, len(catalogue), begin, len(eligible))
         chosen = np.bincount(counts.item, counts.steps, len(catalogue)).astype(np.int64)
-        return cls(catalogue, buckets, begin, decayed, chosen, eligible, counts.mean_reward, counts.level)
+        return cls(catalogue, buckets, begin, decayed, chosen, eligible, counts.mean_reward, counts.level, counts.has_refusals)
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,7 @@ def fit(
     returns None; given the same `draft`, a file, it goes on from there as if nothing had been.
     """
     config = NetworkConfig(event_types, train.dim, train.layers, train.heads, train.context, train.dropout, train.id_dropout, repeats)
+    train = train.for_log(data.has_refusals)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _reproducible(device), _term_asked() as is_asked_to_end:
         torch.manual_seed(train.seed)
         network = Network(config, len(data.catalogue) - 1, len(category_paths(data.catalogue.categories))).to(device)
@@ -357,10 +359,12 @@ class Loss:
 
 
 def batch_loss(online: Network, target: Network, part: Part, batch: Batch, train: Train, own: tuple[Tensor, Tensor] | None = None) -> Loss:
-    """The loss of a batch; see the head of this file. Means are over its learnt steps with a known item.
+    """The loss of a batch; see the head of this file. Means are over its learnt steps with a known item. `train` is as of `Train.for_log`.
 
     The best item of a state is the online net's, its value the target net's. `own` as in `Network.items`.
     """
+    assert train.alpha is not None
+    assert train.supervised is not None
     rows, view = batch.rows, view_of(batch.rows, online.config.context)
     vectors, bias = online.items(part.table, own)
     with torch.no_grad():

@@ -17,7 +17,7 @@ from models.train import TrainingData
 
 EVENT_TYPES = ("impression", "click", "purchase")
 HOUR = 3600
-SMALL = Train(dim=16, layers=1, heads=2, context=8, dropout=0.0, id_dropout=0.0, epochs=2, batch_steps=64)
+SMALL = Train(dim=16, layers=1, heads=2, context=8, dropout=0.0, id_dropout=0.0, epochs=2, batch_steps=64, backup="best", alpha=0.02, supervised=0.02)
 
 
 def catalogue(items: int, categories: Sequence[tuple[str, ...]] = ()) -> Catalogue:
@@ -56,7 +56,7 @@ def training_data(items: Catalogue, log: Steps) -> TrainingData:
     """All items of the catalogue eligible on every day; rewards count as they are."""
     days, counts = int(log.day.max()) + 1, DailyCounts.of([log])
     decayed, chosen = DecayedCounts.of(counts, len(items), 0, days), np.bincount(log.item, minlength=len(items))
-    return TrainingData(items, HeldBucket(log), 0, decayed, chosen, np.tile(items.available, (days, 1)), counts.mean_reward, counts.level)
+    return TrainingData(items, HeldBucket(log), 0, decayed, chosen, np.tile(items.available, (days, 1)), counts.mean_reward, counts.level, counts.has_refusals)
 
 
 def network(items: Catalogue, repeats: bool = True, seed: int = 0, **changes: Any) -> Network:

@@ -127,6 +127,17 @@ def test_a_checkpoint_that_cannot_be_read_is_begun_anew(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, made[name]) for name, tensor in whole.items())
 
 
+def test_what_is_unset_follows_from_the_log() -> None:
+    """One whose steps are nearly all rewarded tells of interactions alone; what is set stays."""
+    kinds = {}
+    for refused in (0, 1, 2):
+        log = steps([[{"item": 1, "reward": float(place >= refused)} for place in range(10)]])
+        kinds[refused] = training_data(catalogue(2), log).has_refusals
+    assert kinds == {0: False, 1: False, 2: True}
+    assert [getattr(Train().for_log(True), name) for name in ("backup", "alpha", "supervised")] == ["logged", 0.0, 0.0]
+    assert [getattr(Train(alpha=0.5).for_log(False), name) for name in ("backup", "alpha", "supervised")] == ["best", 0.5, 0.02]
+
+
 def test_training_leaves_the_random_state_alone() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
