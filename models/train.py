@@ -75,7 +75,8 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
         "trained_from": str(first),
         "trained_to": str(last),
         "inputs": inputs,
-        "shards": [{name: value for name, value in asdict(shard).items() if name != "files"} for shard in shards],
+        # By what they hold and not by their files, which have other names wherever the same rows are written again.
+        "shards": [{"bucket": shard.bucket, "rows": shard.rows, "bytes": shard.bytes} for shard in shards],
         "revision": revision(),
         "seed": settings.train.seed,
         "settings": {name: getattr(settings, name).model_dump() for name in ("train", "evaluate", "episodes")},
