@@ -108,7 +108,7 @@ class Train(_Section):
     )
     mixing: float = Field(0.95, ge=0, le=1, description="with backup = logged: lambda, the share of the logged return in the value of a state")
     n_step: int = Field(5, ge=1, description="steps of reward before the bootstrap")
-    exact_items: int = Field(20_000, ge=1, description="up to so many items the penalty and the maximum are taken over all of them")
+    exact_items: int = Field(100_000, ge=1, description="up to so many items the penalty and the maximum are taken over all of them")
     negatives: int = Field(512, ge=1, description="beyond that, items drawn for each batch in their place")
     alpha: float | None = Field(None, ge=0, description="weight of the conservative penalty: small seeks return, large clones the log; unset: by the log")
     supervised: float | None = Field(None, ge=0, description="weight of the cross-entropy of rewarded steps; unset: by the log")
