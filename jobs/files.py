@@ -35,6 +35,32 @@ class DataFile:
     rows: int
     bytes: int
 
+    def read(self, folder: Location, schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
+        """Some columns, in the order of the rows, decoded by the calling thread alone; texts as dictionaries.
+
+        `folder` and `schema` are the table's. A column that it got after the file was written is null; partition columns are not in a file.
+        """
+        import pyarrow.parquet as pq
+
+        texts = [name for name in columns if schema.field(name).type == pa.string()]
+        files, (path,) = opened([f"{folder}/{self.path}"], folder)
+        with files.open_input_file(path) as source:
+
+            def decoded(dictionaries: Sequence[str]) -> pa.Table:
+                # 114 ns a row of gold.transitions, 150 by read_table(), whose every call makes a dataset; and a dataset's scanner waits for threads.
+                remote = isinstance(folder, S3Path)
+                with pq.ParquetFile(source, read_dictionary=dictionaries, coerce_int96_timestamp_unit="us", pre_buffer=remote) as parquet:
+                    return parquet.read(list(columns), use_threads=False)
+
+            try:
+                rows = decoded(texts)
+            except KeyError:  # a text that the file has not
+                there = pq.read_schema(source).names
+                rows = decoded([name for name in texts if name in there])
+        for name in {*columns} - {*rows.column_names}:
+            rows = rows.append_column(name, pa.nulls(rows.num_rows, pa.dictionary(pa.int32(), pa.string()) if name in texts else schema.field(name).type))
+        return rows.select(list(columns))
+
 
 @dataclass(frozen=True)
 class FileWriter:
@@ -49,9 +75,10 @@ class FileWriter:
 
         Texts may come as dictionaries. There may be other columns. Raises OSError when the disk, or the store, refuses.
         """
-        runs = (run for rows in tables for run in _runs(rows, self.contract.partition_by))
-        for partition, of_partition in itertools.groupby(runs, key=lambda run: run[0]):
-            yield self._file(dict(zip(self.contract.partition_by, partition, strict=True)), (rows for _, rows in of_partition))
+        names = self.contract.partition_by
+        parts = (part for rows in tables for part in runs(rows, names))
+        for partition, of_partition in itertools.groupby(parts, key=lambda part: {name: str(part[name][0]) for name in names}):
+            yield self._file(partition, of_partition)
 
     def _file(self, partition: dict[str, str], tables: Iterable[pa.Table]) -> str:
         import pyarrow.parquet as pq
@@ -140,14 +167,12 @@ def _in_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     yield pa.concat_tables(waiting).unify_dictionaries()
 
 
-def _runs(rows: pa.Table, names: Iterable[str]) -> Iterator[tuple[tuple[str, ...], pa.Table]]:
-    """The rows, cut where a partition ends, each part with the values of its partition as the log writes them."""
+def runs(rows: pa.Table, names: Iterable[str]) -> Iterator[pa.Table]:
+    """The rows, cut where one of these columns changes."""
     if not rows.num_rows:
         return
-    values = {name: rows[name].to_numpy() for name in names}
     differs = np.zeros(rows.num_rows - 1, dtype=np.bool_)
-    for column in values.values():
+    for column in (rows[name].to_numpy() for name in names):
         differs |= column[1:] != column[:-1]
     edges = [0, *(np.flatnonzero(differs) + 1).tolist(), rows.num_rows]
-    for begin, end in itertools.pairwise(edges):
-        yield tuple(str(column[begin]) for column in values.values()), rows[begin:end]
+    yield from (rows[begin:end] for begin, end in itertools.pairwise(edges))

@@ -2,8 +2,8 @@
 
 What needs no JVM goes through deltalake and pyarrow. Spark reads tables as frames; what its tasks make they write themselves, as
 Parquet by Arrow, and deltalake commits it: Spark's own writer costs as much as all else that a night does, and a second set of
-rules for who may commit after whom. Every write is one atomic commit that replaces whole days, and carries in its log entry which step made which days from
-which versions of which tables: that entry is what `commits` and `done` read.
+rules for who may commit after whom. Every write is one atomic commit that replaces whole days, and carries in its log entry which
+step made which days from which versions of which tables: that entry is what `commits` and `done` read.
 
 Nobody holds a lock. A write that another one has overtaken raises ConcurrentWrite and leaves nothing; `insist` then does the
 step again, from what is there by then. Runs of other days don't meet.
@@ -138,33 +138,9 @@ class Lake:
         ]
 
     def read_file(self, table: str, file: DataFile, columns: Sequence[str]) -> pa.Table:
-        """Some columns of one file, in the order of its rows, decoded by the calling thread alone; texts as dictionaries.
-
-        A column that the table got after the file was written is null. Partition columns are not in a file.
-        """
-        import pyarrow.parquet as pq
-
-        schema = self.schema(table)
-        texts = [name for name in columns if schema.field(name).type == pa.string()]
-        files, (path,) = opened([f"{self.path(table)}/{file.path}"], self.root)
-        with self._store(), files.open_input_file(path) as source:
-            try:
-                rows = self._decoded(source, columns, texts)
-            except KeyError:  # a text that the file has not
-                there = pq.read_schema(source).names
-                rows = self._decoded(source, columns, [name for name in texts if name in there])
-        for name in {*columns} - {*rows.column_names}:
-            rows = rows.append_column(name, pa.nulls(rows.num_rows, pa.dictionary(pa.int32(), pa.string()) if name in texts else schema.field(name).type))
-        return rows.select(list(columns))
-
-    def _decoded(self, source: pa.NativeFile, columns: Sequence[str], dictionaries: Sequence[str]) -> pa.Table:
-        """Those of the columns that the file has."""
-        import pyarrow.parquet as pq
-
-        # 114 ns a row of gold.transitions, 150 by read_table(), whose every call makes a dataset; and a dataset's scanner waits for threads.
-        remote = isinstance(self.root, S3Path)
-        with pq.ParquetFile(source, read_dictionary=dictionaries, coerce_int96_timestamp_unit="us", pre_buffer=remote) as parquet:
-            return parquet.read(list(columns), use_threads=False)
+        """Some columns of one file of a table, as `DataFile.read` does."""
+        with self._store():
+            return file.read(self._folder(table), self.schema(table), columns)
 
     def is_whole(self, table: str, version: int, partitions: Collection[date] | None = None) -> bool:
         """Whether a version is of this table, the files of it or of some of its partitions are still there, and they hold what the contract has."""
@@ -257,8 +233,9 @@ class Lake:
 
         def files() -> Iterator[str]:
             rows = frame.selectExpr(*(f"cast(`{column.name}` as {column.type}) as `{column.name}`" for column in columns))
-            for row in rows.mapInArrow(written, "file string").collect():
-                yield row["file"]
+            with self.in_tasks(table):
+                made = rows.mapInArrow(written, "file string").collect()
+            yield from (row["file"] for row in made)
 
         self.replace_by_files(table, files(), step, days, inputs, partitions, seen, fingerprint)
 
@@ -282,16 +259,13 @@ class Lake:
         column = _contract(table).day_column
         assert column is not None  # a table that is replaced whole is none of Spark's
         replaced = days if partitions is None else partitions
-        before = self.version(table)
-        with self._in_tasks(table):
-            actions: list[AddAction | RemoveAction] = [added(file) for file in files]
+        before = self.version(table) if seen is None else seen
+        actions: list[AddAction | RemoveAction] = [added(file) for file in files]
         while True:
             delta = self._open(table, None)
             others = [commit for commit in self.commits(table) if before < commit.version]
             # Of a commit that does not say what it has changed, anything is assumed.
             if len(others) < delta.version() - before or any(seen is not None or commit.replaced & {*replaced} for commit in others):
-                raise self._overtaken(table, days)
-            if seen is not None and seen != before:
                 raise self._overtaken(table, days)
             try:
                 delta.create_write_transaction(
@@ -400,7 +374,7 @@ class Lake:
             raise
 
     @contextmanager
-    def _in_tasks(self, table: str) -> Iterator[None]:
+    def in_tasks(self, table: str) -> Iterator[None]:
         """What goes wrong while tasks of Spark write, as the message that it is."""
         from jobs.spark import from_tasks
 

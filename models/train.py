@@ -3,9 +3,10 @@
     loss = E[(Q(s, a) - target)²] + alpha · E[logsumexp_a' z(s, a') - z(s, a)] + supervised · E[the same, where the reward was positive]
 
 Double Q-learning with n-step returns (van Hasselt et al. 2016; Sutton and Barto 2018, section 7.1) and the penalty of Kumar et al.
-2020, equation 4, CQL(H), on z, which ranks. With train.backup = "logged" Q is that of the logging policy: V learns its λ-returns, and z how
-much better than these an item is, of which the ranking takes the best. The action space is the catalogue: up to train.exact_items items the logsumexp is exact,
-and beyond that each batch looks at the items of its own rows and at train.negatives drawn ones, and nothing else of the catalogue.
+2020, equation 4, CQL(H), on z, which ranks. With train.backup = "logged" Q is that of the logging policy: V learns its λ-returns, and
+z how much better than these an item is, of which the ranking takes the best. The action space is the catalogue: up to
+train.exact_items items the logsumexp is exact, and beyond that each batch looks at the items of its own rows and at
+train.negatives drawn ones, and nothing else of the catalogue.
 """
 
 from __future__ import annotations
@@ -378,7 +379,6 @@ def batch_loss(online: Network, target: Network, part: Part, batch: Batch, train
     places = places[torch.argsort(batch.day.flatten()[places], stable=True)]
     day, action, reward = (values.flatten()[places] for values in (batch.day, batch.action, batch.reward))
     head = head_of(rows, states, part.table, vectors, bias, part.popularity, day, places)
-    target_head = head_of(rows, target_states, part.table, target_vectors, target_bias, part.popularity, day, places)
 
     learnt = action > 0
     choosable = head
@@ -409,6 +409,7 @@ def batch_loss(online: Network, target: Network, part: Part, batch: Batch, train
         td = error(value, *lambda_returns(*log, target_states.value, train.gamma, train.mixing))
         td = td + error(value.detach() + z, *lambda_returns(*log, target_states.value, train.gamma, 0.0))
     else:
+        target_head = head_of(rows, target_states, part.table, target_vectors, target_bias, part.popularity, day, places)
         best_values = torch.zeros_like(target_states.value).flatten()
         best_values[places] = target_states.value.flatten()[places] + torch.where(best > 0, chosen_score(target_head, best), 0.0)
         td = error(value + z, *n_step_targets(*log, best_values.view_as(batch.reward), train.gamma, train.n_step))

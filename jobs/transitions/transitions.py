@@ -27,6 +27,7 @@ from jobs.contracts.days import DayRange
 from jobs.contracts.rewards import MICRO, UNATTRIBUTED_REASONS
 from jobs.contracts.tables import ENDS
 from jobs.database import database, one_of
+from jobs.files import runs
 from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.spark import from_tasks
@@ -72,11 +73,10 @@ def run(spark: SparkSession, lake: Lake, settings: Settings, days: DayRange) -> 
     sources = Sources(lake, settings, inputs[SILVER], lake.version(INDEX))
     seen = spread(spark, sights(looks(as_of, reach, days.last), sizes, _SIGHT_EVENTS))
     parts = math.ceil(sum(sizes.values()) / _GROUP_EVENTS / settings.episodes.buckets)
-    with from_tasks():
+    with lake.in_tasks(WRITTEN["steps"]):
         files, ledger = written(outcomes_of(seen, sources, max(parts, 1)), sources)
-        sets = candidate_sets(seen, sources)
     partitions, rules = gone | as_of.keys(), settings.rules(step.name)
-    for table, rows in (("gold.candidate_sets", sets), ("gold.rewards", ledger)):
+    for table, rows in (("gold.candidate_sets", candidate_sets(seen, sources)), ("gold.rewards", ledger)):
         lake.replace(table, rows, step.name, [*days], inputs, partitions, versions[table], rules)
     for table in WRITTEN.values():
         lake.replace_by_files(table, files[table], step.name, [*days], inputs, partitions, versions[table], rules)
@@ -134,7 +134,7 @@ def outcomes_of(sights: DataFrame, sources: Sources, parts: int) -> DataFrame:
         parcels: list[tuple[object, ...]] = [("sums", None, None, part, packed(made["sums"]))]
         for kind, of_bucket in (("steps", bucket), ("strays", None)):
             rows = made[kind].sort_by("day") if kind == "strays" else made[kind]
-            parcels += [(kind, day, of_bucket, part, packed(of_day)) for day, of_day in by_day(rows)]
+            parcels += [(kind, of_day["day"][0].as_py(), of_bucket, part, packed(of_day)) for of_day in runs(rows, ["day"])]
         return pa.table([*zip(*parcels, strict=True)], schema=_PARCELS)
 
     return sights.mapInArrow(parted, "cut date, users int, parcel binary").groupBy("cut", "users").applyInArrow(worked_out, from_arrow_schema(_PARCELS))
@@ -171,15 +171,9 @@ def candidate_sets(sights: DataFrame, sources: Sources) -> Iterator[pa.Table]:
             yield pa.record_batch({"parcel": [packed(sets)]})
 
     # Few rows for few files, which go through the driver one part at a time.
-    return (unpacked([row["parcel"]]) for row in sights.mapInArrow(listed, "parcel binary").toLocalIterator())
-
-
-def by_day(rows: pa.Table) -> Iterator[tuple[date, pa.Table]]:
-    """Rows in the order of their `day`, cut where it changes."""
-    days = rows["day"].to_numpy()
-    edges = [0, *(np.flatnonzero(days[1:] != days[:-1]) + 1).tolist(), len(days)] if len(days) else []
-    for begin, end in itertools.pairwise(edges):
-        yield rows["day"][begin].as_py(), rows[begin:end]
+    with from_tasks():
+        for row in sights.mapInArrow(listed, "parcel binary").toLocalIterator():
+            yield unpacked([row["parcel"]])
 
 
 def _finished(rows: pa.Table, bucket: pa.Scalar | None, settings: Settings) -> pa.Table:
