@@ -39,7 +39,7 @@ from jobs.settings import Settings, Train
 from jobs.steps import find_step
 from jobs.storage import Location, whole_folder, write_whole
 from models.checkpoint import load_checkpoint, save_checkpoint
-from models.data import Bools, Catalogue, DailyCounts, Ints, day_number, item_places, load_availability, load_catalogue, version_as_of
+from models.data import Bools, Catalogue, DailyCounts, day_number, item_places, load_availability, load_catalogue, version_as_of
 from models.gate import MANIFEST, POLICIES
 from models.loader import Buckets, LakeBuckets, Loader, Packed, Packing, Position
 from models.losses import Drawn, catalogue_logsumexp, chosen_score, content_of, drawn_logsumexp, head_of, lambda_returns, n_step_targets
@@ -94,7 +94,7 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
 
     evening = DecayedCounts.of(counts, len(catalogue), day_number(last) + 1, 1).features()[0]
     with whole_folder(lake.root / POLICIES / policy_version, last=MANIFEST) as folder:
-        save_policy(folder, network, catalogue, evening, {"reward_scale": scale, "train": settings.train.for_log(data.has_refusals).model_dump()}, manifest)
+        save_policy(folder, network, catalogue, evening, {"reward_scale": scale, "train": settings.train.for_log(counts.has_refusals).model_dump()}, manifest)
     row = {
         "policy_version": policy_version,
         "path": f"{POLICIES}/{policy_version}",
@@ -123,25 +123,19 @@ class TrainingData:
 
     catalogue: Catalogue
     buckets: Buckets
+    counts: DailyCounts  # of the steps of all buckets; what is learnt is in units of their mean reward
     first_day: int  # days since 1970-01-01
-    counts: DecayedCounts  # of the same days
-    chosen: Ints  # [items] how often each item was chosen
     eligible: Bools  # [days, items]
-    scale: float  # mean positive reward: what is learnt is in units of it
-    level: float  # mean reward of a step, in these units
-    has_refusals: bool  # as in DailyCounts
 
     @classmethod
     def build(cls, lake: Lake, catalogue: Catalogue, buckets: Buckets, counts: DailyCounts, first: date, last: date) -> TrainingData:
-        """Popularity and availability for each day of the steps; what was chosen counts as available."""
+        """With the availability on each day of the steps; what was chosen counts as available."""
         begin = int(counts.day[0]) if len(counts.day) else day_number(last)
         first = first + timedelta(days=begin - day_number(first))
         eligible = load_availability(lake, catalogue, counts, first, last)
         eligible[counts.day - begin, counts.item] = True
         eligible[:, 0] = False
-        decayed = DecayedCounts.of(counts, len(catalogue), begin, len(eligible))
-        chosen = np.bincount(counts.item, counts.steps, len(catalogue)).astype(np.int64)
-        return cls(catalogue, buckets, begin, decayed, chosen, eligible, counts.mean_reward, counts.level, counts.has_refusals)
+        return cls(catalogue, buckets, counts, begin, eligible)
 
 
 @dataclass(frozen=True)
@@ -158,7 +152,7 @@ class Batch:
 
 
 def batch_of(packed: Packed, first_day: int, scale: float, device: torch.device) -> Batch:
-    """A batch of the loader, on a device; `first_day` and `scale` as in TrainingData."""
+    """A batch of the loader, on a device; days count from `first_day` on, and rewards in units of `scale`."""
     packed = Packed(*(getattr(packed, field.name).to(device, non_blocking=True) for field in fields(Packed)))
     rows = Rows(*(getattr(packed, field.name).long() for field in fields(Rows)))
     acts = pad((rows.segment[:, 1:] == rows.segment[:, :-1]) & (rows.segment[:, 1:] > 0), (0, 1))
@@ -180,17 +174,17 @@ def fit(
     returns None; given the same `draft`, a file, it goes on from there as if nothing had been.
     """
     config = NetworkConfig(event_types, train.dim, train.layers, train.heads, train.context, train.dropout, train.id_dropout, repeats)
-    train = train.for_log(data.has_refusals)
+    train = train.for_log(data.counts.has_refusals)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _reproducible(device), _term_asked() as is_asked_to_end:
         torch.manual_seed(train.seed)
         network = Network(config, len(data.catalogue) - 1, len(category_paths(data.catalogue.categories))).to(device)
         with torch.no_grad():  # V begins where it would end were all states alike
-            network.value.bias.fill_(data.level / (1 - train.gamma))
+            network.value.bias.fill_(data.counts.level / (1 - train.gamma))
         learner = _Learner(network, data, train, device, draft)
         with training_progress(train.epochs, sum(data.buckets.sizes), learner.resumed()) as progress:
             if not learner.learn(progress, is_asked_to_end):
                 return None
-    return network.eval(), data.scale
+    return network.eval(), data.counts.mean_reward
 
 
 @contextmanager
@@ -247,14 +241,16 @@ class _Learner:
         self._loader = Loader(data.buckets, packing, train.seed, workers=2 if device.type == "cuda" else 0)
         self._position, self._done = Position(), 0
         self._modules: dict[str, nn.Module] = {"online": self._online, "target": self._target}
+        self._decayed = DecayedCounts.of(data.counts, len(data.catalogue), data.first_day, len(data.eligible))
         self._by_row: RowAdagrad | None = None
         tables: tuple[Tensor, ...] = ()
         if len(data.catalogue) - 1 > train.exact_items:
             tables = (network.item_vector.weight, network.item_bias.weight)
-            self._proposal = Proposal(data.chosen, np.logical_or.reduce(data.eligible))
+            chosen = np.bincount(data.counts.item, data.counts.steps, len(data.catalogue)).astype(np.int64)
+            self._proposal = Proposal(chosen, np.logical_or.reduce(data.eligible))
             self._modules["by_row"] = self._by_row = RowAdagrad(*tables)
         else:
-            popularity, eligible = (torch.from_numpy(values).to(device) for values in (data.counts.features(), data.eligible))
+            popularity, eligible = (torch.from_numpy(values).to(device) for values in (self._decayed.features(), data.eligible))
             self._whole = Part(self._table, popularity, eligible, None)
         pairs = zip(self._target.parameters(), self._online.parameters(), strict=True)
         self._pairs = [(target, online) for target, online in pairs if not any(online is table for table in tables)]
@@ -276,7 +272,7 @@ class _Learner:
         while self._position.epoch < self._train.epochs:
             for packed, behind in self._loader.batches(self._position):
                 fresh = int(packed.fresh.sum())
-                batch = batch_of(packed, self._data.first_day, self._data.scale, self._device)
+                batch = batch_of(packed, self._data.first_day, self._data.counts.mean_reward, self._device)
                 progress(fresh, self._update(batch, _schedule((self._done + fresh) / steps)))
                 self._position, self._done = behind, self._done + fresh
                 if is_asked_to_end():
@@ -326,7 +322,7 @@ class _Learner:
         """The items of the batch's rows and some drawn ones, and the batch in their numbers."""
         drawn = self._proposal.draw(self._train.negatives)
         items, place = torch.unique(torch.cat([torch.zeros(1, dtype=torch.int64), batch.rows.item.cpu().flatten(), drawn.items]), return_inverse=True)
-        popularity = torch.from_numpy(self._data.counts.features(items.numpy())).to(self._device)
+        popularity = torch.from_numpy(self._decayed.features(items.numpy())).to(self._device)
         eligible = torch.from_numpy(self._data.eligible[:, items.numpy()]).to(self._device)
         items, place = items.to(self._device), place.to(self._device)
         # Of the categories too only those of these items, the first of which, of item 0, is none.

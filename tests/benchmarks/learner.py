@@ -18,7 +18,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.measured import measure
+from models.data import Steps
+from tests.benchmarks.measured import measure, resident
 
 USERS, DAYS, HISTORY, DIM = 4_000, 30, 20, 64
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
@@ -27,10 +28,8 @@ LARGEST_EXACT = 100_000
 app = typer.Typer()
 
 
-def made_steps(items: int) -> object:
+def made_steps(items: int) -> Steps:
     """Steps of users with long and short histories, some items chosen much more often than others, over a month; one in eight is rewarded."""
-    from models.data import Steps
-
     rng = np.random.default_rng(0)
     lengths = np.minimum(rng.geometric(0.02, USERS), 300)
     total = int(lengths.sum())
@@ -59,21 +58,16 @@ def ours(items: int, seconds: float, exact: Annotated[bool, typer.Option()] = Tr
     import torch
 
     from jobs.settings import Train
-    from models.data import Catalogue, DailyCounts, Steps
+    from models.data import Catalogue, DailyCounts
     from models.loader import HeldBucket
     from models.network import Network, NetworkConfig
-    from models.popularity import DecayedCounts
     from models.train import TrainingData, _Learner, batch_of
 
     torch.set_num_threads(1)
     before = resident("VmRSS")
     log = made_steps(items)
-    assert isinstance(log, Steps)
     catalogue = Catalogue(("",) * (items + 1), ((),) * (items + 1), (None,) * (items + 1), np.arange(items + 1) > 0)
-    counts = DailyCounts.of([log])
-    eligible = np.tile(catalogue.available, (DAYS, 1))
-    chosen = np.bincount(log.item, minlength=items + 1)
-    data = TrainingData(catalogue, HeldBucket(log), 0, DecayedCounts.of(counts, items + 1, 0, DAYS), chosen, eligible, 1.0, 0.125, True)
+    data = TrainingData(catalogue, HeldBucket(log), DailyCounts.of([log]), 0, np.tile(catalogue.available, (DAYS, 1)))
     train = Train(dim=DIM, exact_items=items if exact else 1, alpha=0.02).for_log(True)
     network = Network(NetworkConfig(("impression", "click"), DIM, 2, 2, train.context, 0.1, 0.05, True), items, 0)
     learner = _Learner(network, data, train, torch.device("cpu"))
@@ -99,12 +93,9 @@ def torchrl(items: int, seconds: float) -> None:
     from torchrl.modules import MLP, QValueActor
     from torchrl.objectives import DiscreteCQLLoss, SoftUpdate
 
-    from models.data import Steps
-
     torch.set_num_threads(1)
     before = resident("VmRSS")
     log = made_steps(items)
-    assert isinstance(log, Steps)
     net = nn.Sequential(nn.Embedding(items + 1, DIM), nn.Flatten(), MLP(in_features=HISTORY * DIM, out_features=items, num_cells=[DIM, DIM]))
     actor = QValueActor(TensorDictModule(net, ["observation"], ["action_value"]), spec=Categorical(items), action_space="categorical")
     loss = DiscreteCQLLoss(actor, action_space="categorical", delay_value=True)
@@ -137,14 +128,8 @@ def torchrl(items: int, seconds: float) -> None:
     tell(learnt / (time.process_time() - began), before)
 
 
-def resident(which: str) -> int:
-    """Memory of this process in KiB, now (VmRSS) or at its peak (VmHWM)."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith(which))
-
-
 def tell(rate: float, before: int, **more: float) -> None:
-    print(json.dumps({"rate": rate, "megabytes": (resident("VmHWM") - before) / 1024, **more}))
+    print(json.dumps({"rate": rate, "megabytes": (resident("VmHWM") - before) / 1e6, **more}))
 
 
 def ask(*arguments: object) -> dict[str, float]:

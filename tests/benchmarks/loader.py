@@ -25,7 +25,7 @@ from rich.table import Table
 from jobs.lake import Lake
 from models.loader import LakeBuckets, Loader, Packing, Position
 from models.shards import ShardManifest
-from tests.benchmarks.measured import measure
+from tests.benchmarks.measured import measure, resident
 
 FIRST = date(2026, 1, 1)
 TABLE = "gold.transitions"
@@ -127,12 +127,6 @@ def plain(root: Path) -> None:
 def cpu_seconds() -> float:
     times = os.times()
     return times.user + times.system
-
-
-def resident(name: str) -> int:
-    """Bytes of this process in memory: VmRSS now, or VmHWM at most. getrusage's peak is that of the process which started it, too."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
-    return 1024 * int(line.split()[1])
 
 
 def figures(rows: int, seconds: float, before: int) -> dict[str, float]:

@@ -47,3 +47,9 @@ def measure(command: Sequence[str], environment: dict[str, str]) -> Cost:
     if process.returncode != 0:
         sys.exit(f"{' '.join(command)} failed:\n{words[-3000:]}")
     return Cost(time.monotonic() - began, sum(cpu.values()), peak, words)
+
+
+def resident(name: str) -> int:
+    """Bytes of this process in memory: VmRSS now, or VmHWM at most. getrusage's peak is that of the process which started it, too."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    return 1024 * int(line.split()[1])

@@ -12,7 +12,7 @@ from jobs.settings import Train
 from models.data import END_CODES, Catalogue, DailyCounts, Steps
 from models.loader import HeldBucket
 from models.network import Network, NetworkConfig, category_paths
-from models.popularity import POPULARITY_FEATURES, DecayedCounts
+from models.popularity import POPULARITY_FEATURES
 from models.train import TrainingData
 
 EVENT_TYPES = ("impression", "click", "purchase")
@@ -54,9 +54,7 @@ def steps(histories: Sequence[Sequence[dict[str, Any]]]) -> Steps:
 
 def training_data(items: Catalogue, log: Steps) -> TrainingData:
     """All items of the catalogue eligible on every day; rewards count as they are."""
-    days, counts = int(log.day.max()) + 1, DailyCounts.of([log])
-    decayed, chosen = DecayedCounts.of(counts, len(items), 0, days), np.bincount(log.item, minlength=len(items))
-    return TrainingData(items, HeldBucket(log), 0, decayed, chosen, np.tile(items.available, (days, 1)), counts.mean_reward, counts.level, counts.has_refusals)
+    return TrainingData(items, HeldBucket(log), DailyCounts.of([log]), 0, np.tile(items.available, (int(log.day.max()) + 1, 1)))
 
 
 def network(items: Catalogue, repeats: bool = True, seed: int = 0, **changes: Any) -> Network:

@@ -132,7 +132,7 @@ def test_what_is_unset_follows_from_the_log() -> None:
     kinds = {}
     for refused in (0, 1, 2):
         log = steps([[{"item": 1, "reward": float(place >= refused)} for place in range(10)]])
-        kinds[refused] = training_data(catalogue(2), log).has_refusals
+        kinds[refused] = training_data(catalogue(2), log).counts.has_refusals
     assert kinds == {0: False, 1: False, 2: True}
     assert [getattr(Train().for_log(True), name) for name in ("backup", "alpha", "supervised")] == ["logged", 0.0, 0.0]
     assert [getattr(Train(alpha=0.5).for_log(False), name) for name in ("backup", "alpha", "supervised")] == ["best", 0.5, 0.02]
@@ -163,7 +163,7 @@ def test_q_converges_to_dynamic_programming(backup: str) -> None:
     items, log = catalogue(2, [(), ()]), steps(histories)
     changes = {"alpha": 0.0, "supervised": 0.0, "gamma": 0.5, "n_step": 1, "epochs": 100, "learning_rate": 5e-3, "target_rate": 0.1, "context": 16}
     data = training_data(items, log)
-    made, scale = trained(data, SMALL.model_copy(update=changes | {"batch_steps": 256, "backup": backup}), CPU), data.scale
+    made, scale = trained(data, SMALL.model_copy(update=changes | {"batch_steps": 256, "backup": backup}), CPU), data.counts.mean_reward
     policy = Policy("p", made, items.item_ids, items.categories, items, EVENT_TYPES, NO_POPULARITY.repeat(3, 0))
     past = steps([[{"item": 2, "time": 0}, {"item": 2, "time": 60}, {"item": item, "time": 120}] for item in (1, 2)])
     q = scale * policy.q(past, np.array([0, 1]), past.offsets[1:])[:, 1:]
