@@ -94,11 +94,15 @@ class Train(_Section):
     window_days: int = Field(60, ge=1, description="days of transitions to learn from")
     seed: int = 0
     dim: int = Field(64, ge=4, description="width of the network")
-    layers: int = Field(2, ge=1)
-    heads: int = Field(2, ge=1)
+    encoder: Literal["gru", "transformer", "mean"] = Field("gru", description="what makes a user's state out of the steps so far")
+    layers: int = Field(1, ge=1, description="of the encoder")
+    heads: int = Field(2, ge=1, description="of attention, with encoder = transformer")
     context: int = Field(64, ge=2, description="last steps of a user that the state sees")
     dropout: float = Field(0.1, ge=0, lt=1)
     id_dropout: float = Field(0.05, ge=0, lt=1, description="share of the items that train without a vector of their own, so that content learns to score")
+    step_id_dropout: float = Field(
+        0.8, ge=0, lt=1, description="share of the steps of a history that are read in training by the item's content, without its id"
+    )
     epochs: int = Field(3, ge=1)
     batch_steps: int = Field(2048, ge=16, description="steps in a batch")
     learning_rate: float = Field(2e-3, gt=0)

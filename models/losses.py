@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import embedding, pad
 
 from models.data import END_CODES
-from models.network import ItemTable, Rows, States
+from models.network import ItemTable, ItemVectors, Rows, States
 
 _CHUNK_SCORES = 4_000_000  # scores held at once
 
@@ -38,13 +38,13 @@ class Head:
     meeting: Tensor  # [states, met]; -inf = an item that may not be chosen again
 
 
-def head_of(rows: Rows, states: States, table: ItemTable, vectors: Tensor, bias: Tensor, popularity: Tensor, day: Tensor, places: Tensor) -> Head:
+def head_of(rows: Rows, states: States, table: ItemTable, items: ItemVectors, popularity: Tensor, day: Tensor, places: Tensor) -> Head:
     """The head in some states of rows: `places` is int64[states] in rows · slots, `day` int64[states]."""
     query, weights, kin, met_item, meeting = (
         values.flatten(0, 1).index_select(0, places) for values in (states.query, states.popularity, states.kin, states.met_item, states.meeting)
     )
     step_category = table.leaf[rows.item].index_select(0, places // states.query.shape[1])
-    return Head(query, vectors, bias, weights, popularity, day, table.leaf, by_category(step_category, kin, table.leaves), met_item, meeting)
+    return Head(query, items.whole, items.bias, weights, popularity, day, table.leaf, by_category(step_category, kin, table.leaves), met_item, meeting)
 
 
 def chosen_score(head: Head, action: Tensor) -> Tensor:
@@ -79,9 +79,9 @@ class Drawn:
     offset: Tensor  # [drawn]: log(times drawn / (draws · chance of the item)), added to z in a sum over the catalogue
 
 
-def content_of(rows: Rows, states: States, vectors: Tensor, places: Tensor) -> Tensor:
+def content_of(rows: Rows, states: States, items: ItemVectors, places: Tensor) -> Tensor:
     """query·key of the item of each slot of its row, in some states of rows, as in `head_of`: [states, length]."""
-    keys = embedding(rows.item, vectors)
+    keys = embedding(rows.item, items.whole)
     return torch.bmm(states.query, keys.transpose(1, 2)).flatten(0, 1).index_select(0, places)
 
 
@@ -277,16 +277,19 @@ def n_step_targets(reward: Tensor, end: Tensor, acts: Tensor, bootstrap: Tensor,
     return target, valid
 
 
-def lambda_returns(reward: Tensor, end: Tensor, acts: Tensor, value: Tensor, gamma: float, mixing: float) -> tuple[Tensor, Tensor]:
-    """Returns of what was logged, and which of them count, in the slots of rows, as in `n_step_targets`.
+def lambda_returns(reward: Tensor, end: Tensor, acts: Tensor, values: Tensor, gammas: Sequence[float], mixing: float) -> tuple[Tensor, Tensor]:
+    """Returns of what was logged, by discount, and which of them count, in the slots of rows, as in `n_step_targets`.
 
     G_t = r_t + gamma · ((1 - mixing) · value_{t+1} + mixing · G_{t+1}), with `mixing` = λ (Sutton and Barto 2018, section 12.1), where the episode
     goes on to a step whose reward is known; else G_t = r_t + gamma · value_{t+1}, and r_t alone where it has `terminated`.
+    `values` and the returns are [rows, slots, gammas].
     """
     immature, terminated = end == END_CODES["immature"], end == END_CODES["terminated"]
-    goes_on = pad(acts[:, 1:] & ~immature[:, 1:], (0, 1)) & (end == 0)
-    after = pad(value[:, 1:], (0, 1)).masked_fill(terminated, 0.0)
-    found, running = [reward[:, -1]], reward[:, -1]
+    goes_on = (pad(acts[:, 1:] & ~immature[:, 1:], (0, 1)) & (end == 0))[:, :, None]
+    after = pad(values[:, 1:], (0, 0, 0, 1)).masked_fill(terminated[:, :, None], 0.0)
+    gamma, reward = values.new_tensor(gammas), reward[:, :, None]
+    running = reward[:, -1].expand_as(values[:, -1])
+    found = [running]
     for place in range(reward.shape[1] - 2, -1, -1):
         mixed = torch.where(goes_on[:, place], torch.lerp(after[:, place], running, mixing), after[:, place])
         running = reward[:, place] + gamma * mixed

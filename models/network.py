@@ -10,20 +10,22 @@ The kin term is for the items of the categories that it holds: a sum over all st
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.functional import embedding
 
 from models.data import Catalogue, Ints, Steps
+from models.encoders import Mean, Recurrent, Transformer, View
 from models.popularity import POPULARITY_FEATURES
 
 _TIME_BUCKETS = 32  # floor(log2(1 + seconds))
 _COUNT_BUCKETS = 8
 _MEETING_DIM = 16
+NEARER = (0.0, 0.5, 0.8)  # discounts of more values of a state, which its makers learn from: the nearer, the less noise
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,18 @@ class NetworkConfig:
     layers: int
     heads: int
     context: int  # last steps of a user that the state sees
+    encoder: str  # a key of ENCODERS
     dropout: float
     id_dropout: float  # share of the items that train without their own vector, so that content alone learns to score
+    step_id_dropout: float  # share of the steps that are read without the item's own vector in training: what happened, and not with what
     repeats: bool  # whether an item of the window may be chosen again
+
+
+ENCODERS: dict[str, Callable[[NetworkConfig], nn.Module]] = {
+    "gru": lambda config: Recurrent(config.dim, config.layers),
+    "transformer": lambda config: Transformer(config.dim, config.layers, config.heads, config.dropout),
+    "mean": lambda config: Mean(config.dim),
+}
 
 
 @dataclass(frozen=True)
@@ -66,18 +77,12 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class View:
-    """What the slots of rows, or one slot of each, see of their windows: the same for every network that looks at the rows."""
+class ItemVectors:
+    """What stands for each item of a table, the first of which is none."""
 
-    at: Tensor | None  # int64[rows, 1]; None = all slots
-    follows: Tensor  # bool[rows, length]: the slot is no first one of a window
-    gap: Tensor  # int64[rows, length] bucket of the time since the slot before
-    every: Tensor  # bool[rows, length, length]: what each slot sees: itself, and what is before it in its window
-    seen: Tensor  # bool[rows, slots, length]: what those slots see that the view is of
-    met: Tensor  # bool[rows, slots, length]: of the meetings with an item the last one
-    meetings: Tensor  # int64[rows, length] how many there were with the item of the slot, this one included
-    steps_ago: Tensor  # int64[rows, slots, length]; 1 = just now
-    time_ago: Tensor  # int64[rows, slots, length] bucket
+    whole: Tensor  # [items, dim] g
+    content: Tensor  # [items, dim] the part of it that does not come from the item's own vector
+    bias: Tensor  # [items] b
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,8 @@ class States:
     """States in slots of rows: in all of them, or in one of each row."""
 
     query: Tensor  # [rows, slots, dim]
-    value: Tensor  # [rows, slots]
+    value: Tensor  # [rows, slots, 1]
+    nearer: Tensor  # [rows, slots, NEARER]: its value to shorter horizons
     popularity: Tensor  # [rows, slots, POPULARITY_FEATURES] weights
     met_item: Tensor  # int64[rows, slots, length]: item whose last meeting was there; 0 = none
     meeting: Tensor  # [rows, slots, length]: its meeting term
@@ -145,6 +151,7 @@ def view_of(rows: Rows, context: int, at: Tensor | None = None) -> View:
     now = rows.time if at is None else rows.time.gather(1, at)
     return View(
         at,
+        rows.segment > 0,
         follows,
         log_bucket(rows.time - rows.time.roll(1, 1)),
         every,
@@ -176,11 +183,11 @@ class Network(nn.Module):
         self.gap = nn.Embedding(_TIME_BUCKETS, dim)
         self.item_input = nn.Linear(dim, dim, bias=False)
         self.start = nn.Parameter(torch.zeros(dim))
-        self.blocks = nn.ModuleList(Block(dim, config.heads, config.dropout) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(dim)
+        self.encoder = ENCODERS[config.encoder](config)
         self.dropout = nn.Dropout(config.dropout)
         self.query = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, 1)
+        self.nearer = nn.Linear(dim, len(NEARER))
         self.popularity = nn.Linear(dim, POPULARITY_FEATURES)
         self.meeting_query = nn.Linear(dim, _MEETING_DIM)
         self.meeting_steps = nn.Parameter(torch.zeros(config.context + 1, _MEETING_DIM))
@@ -198,10 +205,10 @@ class Network(nn.Module):
         for table in (self.item_vector, self.category_vector):
             nn.init.normal_(table.weight, std=self.config.dim**-0.5)
         for table in (self.event, self.response, self.gap):
-            nn.init.normal_(table.weight, std=0.02)
+            nn.init.normal_(table.weight, std=0.1)
         for table in (self.item_bias, self.meeting_count, self.meeting_event, self.meeting_response, self.kin_event, self.kin_response):
             nn.init.zeros_(table.weight)
-        for layer in (self.popularity, self.value):
+        for layer in (self.popularity, self.value, self.nearer):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         for query in (self.meeting_query, self.kin_query):
@@ -210,8 +217,8 @@ class Network(nn.Module):
             self.item_vector.weight[0].zero_()
             self.category_vector.weight[0].zero_()
 
-    def items(self, table: ItemTable, own: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """g and b of every item of the table, the first of which is none: [items, dim], [items]. In training some go without their own vector.
+    def items(self, table: ItemTable, own: tuple[Tensor, Tensor] | None = None) -> ItemVectors:
+        """What stands for every item of the table. In training some go without their own vector.
 
         `own` are their own vectors and biases, as `own` gives them, where the caller holds these apart.
         """
@@ -219,23 +226,27 @@ class Network(nn.Module):
         if self.training and self.config.id_dropout > 0:
             kept = torch.rand(bias.shape, device=bias.device) >= self.config.id_dropout
             vectors, bias = torch.where(kept[:, None], vectors, vectors[0]), torch.where(kept, bias, bias[0])
-        return vectors + self.category_vector(table.categories).sum(1), bias
+        content = self.category_vector(table.categories).sum(1)
+        return ItemVectors(vectors + content, content, bias)
 
     def own(self, table: ItemTable) -> tuple[Tensor, Tensor]:
         """What the network has for each item of the table alone: [items, dim], [items]."""
         return self.item_vector(table.ids), self.item_bias(table.ids).squeeze(1)
 
-    def states(self, rows: Rows, view: View, vectors: Tensor) -> States:
-        """The states of the slots that `view` is of; given g of every item [items, dim]."""
-        tokens = self.item_input(functional.embedding(rows.item, vectors)) + self.event(rows.event) + self.response(rows.response) + self.gap(view.gap)
-        hidden = self.dropout(torch.where(view.follows[:, :, None], tokens, self.start))
-        turn = rotations(hidden.shape[1], self.config.dim // self.config.heads, hidden.device)
-        for block in self.blocks[:-1]:
-            hidden = block(hidden, turn, view.every)
-        hidden = self.norm(self.blocks[-1](hidden, turn, view.seen, view.at))
+    def states(self, rows: Rows, view: View, items: ItemVectors) -> States:
+        """The states of the slots that `view` is of."""
+        tokens = self.item_input(self._read(rows.item, items)) + self.event(rows.event) + self.response(rows.response) + self.gap(view.gap)
+        hidden = self.encoder(self.dropout(torch.where(view.follows[:, :, None], tokens, self.start)), view)
         met_item = rows.item[:, None, :] * view.met
         meeting, kin = self._meetings(rows, view, hidden), self._kin(rows, view, hidden)
-        return States(self.query(hidden), self.value(hidden).squeeze(2), self.popularity(hidden), met_item, meeting, kin)
+        return States(self.query(hidden), self.value(hidden), self.nearer(hidden), self.popularity(hidden), met_item, meeting, kin)
+
+    def _read(self, item: Tensor, items: ItemVectors) -> Tensor:
+        whole = embedding(item, items.whole)
+        if not self.training or not self.config.step_id_dropout:
+            return whole
+        kept = torch.rand(item.shape, device=item.device) >= self.config.step_id_dropout
+        return torch.where(kept[:, :, None], whole, embedding(item, items.content))
 
     def _meetings(self, rows: Rows, view: View, hidden: Tensor) -> Tensor:
         query = self.meeting_query(hidden) / math.sqrt(_MEETING_DIM)
@@ -251,43 +262,3 @@ class Network(nn.Module):
         by_distance = (query @ self.kin_steps.T).gather(2, view.steps_ago)
         kin: Tensor = (by_step + by_distance).masked_fill(~view.seen, 0.0)
         return kin
-
-
-class Block(nn.Module):
-    """One pre-norm Transformer layer, causal, with rotary positions."""
-
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.attention_norm = nn.LayerNorm(dim)
-        self.attention_input = nn.Linear(dim, 3 * dim)
-        self.attention_output = nn.Linear(dim, dim)
-        self.network_norm = nn.LayerNorm(dim)
-        self.network = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, hidden: Tensor, turn: Tensor, seen: Tensor, at: Tensor | None = None) -> Tensor:
-        """[rows, length, dim] → the same, or [rows, 1, dim] in the slots `at` int64[rows, 1] alone; `seen` is bool[rows, slots, length]."""
-        batch, length, dim = hidden.shape
-        parts = self.attention_input(self.attention_norm(hidden)).view(batch, length, 3, self.heads, dim // self.heads)
-        turned = rotated(parts[:, :, :2], turn)
-        query, key, value = (part.transpose(1, 2) for part in (turned[:, :, 0], turned[:, :, 1], parts[:, :, 2]))
-        if at is not None:
-            here = torch.arange(batch, device=hidden.device)[:, None]
-            query, hidden = query.transpose(1, 2)[here, at].transpose(1, 2), hidden[here, at]
-        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen[:, None])
-        hidden = hidden + self.dropout(self.attention_output(attended.transpose(1, 2).reshape(*hidden.shape)))
-        changed: Tensor = hidden + self.dropout(self.network(self.network_norm(hidden)))
-        return changed
-
-
-def rotations(length: int, dim: int, device: torch.device) -> Tensor:
-    """Turns of each position, as complex numbers: [length, 1, 1, dim / 2] (Su et al. 2021, RoFormer, equation 34)."""
-    angles = torch.arange(length, device=device)[:, None] * 1000.0 ** (-torch.arange(dim // 2, device=device) / (dim // 2))
-    return torch.polar(torch.ones_like(angles), angles)[:, None, None, :]
-
-
-def rotated(vectors: Tensor, turn: Tensor) -> Tensor:
-    """Turn the pairs of numbers of each vector [windows, length, parts, heads, dim] by the angles of its position."""
-    pairs = torch.view_as_complex(vectors.reshape(*vectors.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * turn).flatten(-2)

@@ -53,7 +53,7 @@ class Policy:
         learnt = {name: code for code, name in enumerate(network.config.event_types, start=1)}
         self._kinds = torch.tensor([0, *(learnt.get(event_type, 0) for event_type in event_types)], device=self._device)
         with torch.no_grad():
-            self._vectors, self._bias = network.items(self._table)
+            self._items = network.items(self._table)
 
     @classmethod
     def load(cls, folder: Location, catalogue: Catalogue, event_types: tuple[str, ...], popularity: Floats | None = None) -> Self:
@@ -89,7 +89,7 @@ class Policy:
 
     @torch.no_grad()
     def _scores(self, steps: Steps, users: Ints, ends: Ints) -> tuple[Floats, Floats]:
-        scores, value = np.empty((len(users), len(self._bias)), dtype=np.float32), np.empty(len(users), dtype=np.float32)
+        scores, value = np.empty((len(users), len(self._items.bias)), dtype=np.float32), np.empty(len(users), dtype=np.float32)
         for first in range(0, len(users), _BATCH):
             rows = slice(first, first + _BATCH)
             begins = np.maximum(steps.offsets[users[rows]], ends[rows] - self._network.config.context)
@@ -100,17 +100,17 @@ class Policy:
 
     def similarity(self) -> Floats:
         """Unit vectors whose products are the cosines of g(a): float32[items, dim]."""
-        vectors: Floats = torch.nn.functional.normalize(self._vectors, dim=1).cpu().numpy()
+        vectors: Floats = torch.nn.functional.normalize(self._items.whole, dim=1).cpu().numpy()
         return vectors
 
     def _last_states(self, rows: Rows) -> tuple[Head, torch.Tensor]:
         """The head in the state after the last step of each window, and V there."""
         rows = replace(rows, event=self._kinds[rows.event], response=self._kinds[rows.response])
         last = rows.segment.sum(1, keepdim=True) - 1
-        states = self._network.states(rows, view_of(rows, self._network.config.context, last), self._vectors)
+        states = self._network.states(rows, view_of(rows, self._network.config.context, last), self._items)
         day, places = torch.zeros_like(last[:, 0]), torch.arange(len(last), device=self._device)
-        head = head_of(rows, states, self._table, self._vectors, self._bias, self._popularity, day, places)
-        return head, states.value[:, 0]
+        head = head_of(rows, states, self._table, self._items, self._popularity, day, places)
+        return head, states.value[:, 0, 0]
 
 
 def save_policy(folder: Path, network: Network, catalogue: Catalogue, popularity: Floats, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:

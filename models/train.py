@@ -1,10 +1,13 @@
 """Trains tonight's policy: conservative Q-learning over packed sequences of steps.
 
     loss = E[(Q(s, a) - target)²] + alpha · E[logsumexp_a' z(s, a') - z(s, a)] + supervised · E[the same, where the reward was positive]
+         + Σ over shorter horizons of E[(V(s) - return)²]
 
 Double Q-learning with n-step returns (van Hasselt et al. 2016; Sutton and Barto 2018, section 7.1) and the penalty of Kumar et al.
 2020, equation 4, CQL(H), on z, which ranks. With train.backup = "logged" Q is that of the logging policy: V learns its λ-returns, and
-z how much better than these an item is, of which the ranking takes the best. The action space is the catalogue: up to
+z how much better than these an item is, of which the ranking takes the best. The values to shorter horizons rank nothing: they teach the
+encoder what a state holds, from returns with less noise (Fedus et al. 2019, Hyperbolic discounting and learning over multiple horizons).
+The action space is the catalogue: up to
 train.exact_items items the logsumexp is exact, and beyond that each batch looks at the items of its own rows and at
 train.negatives drawn ones, and nothing else of the catalogue.
 """
@@ -43,7 +46,7 @@ from models.data import Bools, Catalogue, DailyCounts, day_number, item_places, 
 from models.gate import MANIFEST, POLICIES
 from models.loader import Buckets, LakeBuckets, Loader, Packed, Packing, Position
 from models.losses import Drawn, catalogue_logsumexp, chosen_score, content_of, drawn_logsumexp, head_of, lambda_returns, n_step_targets
-from models.network import ItemTable, Network, NetworkConfig, Rows, category_paths, item_table, view_of
+from models.network import NEARER, ItemTable, Network, NetworkConfig, Rows, category_paths, item_table, view_of
 from models.policy import device_of_choice, save_policy
 from models.popularity import DecayedCounts
 from models.progress import training_progress
@@ -173,18 +176,25 @@ def fit(
     The same arguments give the same weights, bit for bit, on a CPU with the same number of threads. A training that SIGTERM ended
     returns None; given the same `draft`, a file, it goes on from there as if nothing had been.
     """
-    config = NetworkConfig(event_types, train.dim, train.layers, train.heads, train.context, train.dropout, train.id_dropout, repeats)
+    config = config_of(train, event_types, repeats)
     train = train.for_log(data.counts.has_refusals)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _reproducible(device), _term_asked() as is_asked_to_end:
         torch.manual_seed(train.seed)
         network = Network(config, len(data.catalogue) - 1, len(category_paths(data.catalogue.categories))).to(device)
-        with torch.no_grad():  # V begins where it would end were all states alike
+        with torch.no_grad():  # values begin where they would end were all states alike
             network.value.bias.fill_(data.counts.level / (1 - train.gamma))
+            network.nearer.bias.copy_(data.counts.level / (1 - torch.tensor(NEARER)))
         learner = _Learner(network, data, train, device, draft)
         with training_progress(train.epochs, sum(data.buckets.sizes), learner.resumed()) as progress:
             if not learner.learn(progress, is_asked_to_end):
                 return None
     return network.eval(), data.counts.mean_reward
+
+
+def config_of(train: Train, event_types: tuple[str, ...], repeats: bool) -> NetworkConfig:
+    """The shape of the network that the settings ask for."""
+    shape = {name: getattr(train, name) for name in ("dim", "layers", "heads", "context", "encoder", "dropout", "id_dropout", "step_id_dropout")}
+    return NetworkConfig(event_types=event_types, repeats=repeats, **shape)
 
 
 @contextmanager
@@ -316,7 +326,7 @@ class _Learner:
             if self._by_row:  # of a large table only the rows that were moved
                 for table, other in ((self._target.item_vector, self._online.item_vector), (self._target.item_bias, self._online.item_bias)):
                     table.weight[part.table.ids] = table.weight[part.table.ids].lerp(other.weight[part.table.ids], self._train.target_rate)
-        return {"loss": total, "td": float(loss.td), "penalty": float(loss.penalty), "supervised": float(loss.supervised)}
+        return {"loss": total, **{name: float(part) for name, part in loss.parts.items()}}
 
     def _looked_at(self, batch: Batch) -> tuple[Part, Batch]:
         """The items of the batch's rows and some drawn ones, and the batch in their numbers."""
@@ -348,12 +358,10 @@ def _schedule(done: float) -> float:
 
 @dataclass(frozen=True)
 class Loss:
-    """What is minimised, and its parts before their weights; scalars."""
+    """What is minimised, and its parts before their weights, those that have one; scalars."""
 
     total: Tensor
-    td: Tensor
-    penalty: Tensor
-    supervised: Tensor
+    parts: dict[str, Tensor]
 
 
 def batch_loss(online: Network, target: Network, part: Part, batch: Batch, train: Train, own: tuple[Tensor, Tensor] | None = None) -> Loss:
@@ -364,17 +372,17 @@ def batch_loss(online: Network, target: Network, part: Part, batch: Batch, train
     assert train.alpha is not None
     assert train.supervised is not None
     rows, view = batch.rows, view_of(batch.rows, online.config.context)
-    vectors, bias = online.items(part.table, own)
+    items = online.items(part.table, own)
     with torch.no_grad():
-        target_vectors, target_bias = target.items(part.table)
-        target_states = target.states(rows, view, target_vectors)
-    states = online.states(rows, view, vectors)
+        target_items = target.items(part.table)
+        target_states = target.states(rows, view, target_items)
+    states = online.states(rows, view, items)
 
     # The state after the last step too: the bootstrap needs it. In the order of the days, each of which has a popularity of its own.
     places = (batch.learnt | (rows.segment > 0) & ~batch.acts).flatten().nonzero().squeeze(1)
     places = places[torch.argsort(batch.day.flatten()[places], stable=True)]
     day, action, reward = (values.flatten()[places] for values in (batch.day, batch.action, batch.reward))
-    head = head_of(rows, states, part.table, vectors, bias, part.popularity, day, places)
+    head = head_of(rows, states, part.table, items, part.popularity, day, places)
 
     learnt = action > 0
     choosable = head
@@ -382,32 +390,39 @@ def batch_loss(online: Network, target: Network, part: Part, batch: Batch, train
         learnt &= ~(head.met_item == action[:, None]).any(1)
         choosable = replace(head, meeting=head.meeting.masked_fill(head.met_item > 0, -torch.inf))
     share = learnt / learnt.sum().clamp(min=1)
-    is_positive = reward > 0
-    weight = share * (train.alpha + train.supervised * is_positive)
+    z = torch.where(learnt, chosen_score(head, action), 0.0)
 
-    if part.drawn is None:
-        summed, lse, best = catalogue_logsumexp(choosable, part.eligible, weight)
-    else:
-        content, shown = content_of(rows, states, vectors, places), torch.where(learnt, action, 0)
-        summed, lse, best = drawn_logsumexp(choosable, content, part.eligible, part.drawn, shown, weight)
-    z = chosen_score(head, action)
-    z = torch.where(learnt, z, 0.0)
-    gap = torch.where(learnt, lse - z.detach(), 0.0)
-
-    value = states.value.flatten().index_select(0, places)
+    best, conservative, parts = torch.zeros_like(action), torch.zeros(()), {}
+    if train.alpha or train.supervised or train.backup == "best":
+        is_positive = reward > 0
+        weight = share * (train.alpha + train.supervised * is_positive)
+        if part.drawn is None:
+            summed, lse, best = catalogue_logsumexp(choosable, part.eligible, weight)
+        else:
+            content, shown = content_of(rows, states, items, places), torch.where(learnt, action, 0)
+            summed, lse, best = drawn_logsumexp(choosable, content, part.eligible, part.drawn, shown, weight)
+        gap = torch.where(learnt, lse - z.detach(), 0.0)
+        conservative = summed - (weight * z).sum()
+        parts = {"penalty": (share * gap).sum(), "supervised": (share * is_positive * gap).sum()}
 
     def error(worth: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
-        return (torch.where(counts.flatten()[places] & learnt, worth - targets.flatten()[places], 0.0) ** 2 * share).sum()
+        """Of values [rows, slots, ...]: the mean square over the steps, summed over the rest."""
+        wrong = (worth - targets.flatten(0, 1).index_select(0, places)) ** 2
+        return ((share * counts.flatten()[places])[:, None] * wrong.flatten(1)).sum()
+
+    def there(values: Tensor) -> Tensor:
+        return values.flatten(0, 1).index_select(0, places)
 
     log = batch.reward, batch.end, batch.acts
     if train.backup == "logged":
         # V learns the return, which has the noise of all that follows, and Q what follows from one step, as V sees it.
-        td = error(value, *lambda_returns(*log, target_states.value, train.gamma, train.mixing))
-        td = td + error(value.detach() + z, *lambda_returns(*log, target_states.value, train.gamma, 0.0))
+        td = error(there(states.value), *lambda_returns(*log, target_states.value, [train.gamma], train.mixing))
+        td = td + error(there(states.value).detach() + z[:, None], *lambda_returns(*log, target_states.value, [train.gamma], 0.0))
     else:
-        target_head = head_of(rows, target_states, part.table, target_vectors, target_bias, part.popularity, day, places)
-        best_values = torch.zeros_like(target_states.value).flatten()
-        best_values[places] = target_states.value.flatten()[places] + torch.where(best > 0, chosen_score(target_head, best), 0.0)
-        td = error(value + z, *n_step_targets(*log, best_values.view_as(batch.reward), train.gamma, train.n_step))
-    total = td + summed - (weight * z).sum()
-    return Loss(total, td.detach(), (share * gap).sum(), (share * is_positive * gap).sum())
+        target_head = head_of(rows, target_states, part.table, target_items, part.popularity, day, places)
+        best_values = torch.zeros_like(batch.reward).flatten()
+        best_values[places] = there(target_states.value).squeeze(1) + torch.where(best > 0, chosen_score(target_head, best), 0.0)
+        targets, counts = n_step_targets(*log, best_values.view_as(batch.reward), train.gamma, train.n_step)
+        td = error(there(states.value) + z[:, None], targets[:, :, None], counts)
+    nearer = error(there(states.nearer), *lambda_returns(*log, target_states.nearer, NEARER, train.mixing))
+    return Loss(td + conservative + nearer, {"td": td.detach(), **parts, "nearer": nearer.detach()})

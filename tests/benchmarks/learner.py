@@ -60,8 +60,8 @@ def ours(items: int, seconds: float, exact: Annotated[bool, typer.Option()] = Tr
     from jobs.settings import Train
     from models.data import Catalogue, DailyCounts
     from models.loader import HeldBucket
-    from models.network import Network, NetworkConfig
-    from models.train import TrainingData, _Learner, batch_of
+    from models.network import Network
+    from models.train import TrainingData, _Learner, batch_of, config_of
 
     torch.set_num_threads(1)
     before = resident("VmRSS")
@@ -69,7 +69,7 @@ def ours(items: int, seconds: float, exact: Annotated[bool, typer.Option()] = Tr
     catalogue = Catalogue(("",) * (items + 1), ((),) * (items + 1), (None,) * (items + 1), np.arange(items + 1) > 0)
     data = TrainingData(catalogue, HeldBucket(log), DailyCounts.of([log]), 0, np.tile(catalogue.available, (DAYS, 1)))
     train = Train(dim=DIM, exact_items=items if exact else 1, alpha=0.02).for_log(True)
-    network = Network(NetworkConfig(("impression", "click"), DIM, 2, 2, train.context, 0.1, 0.05, True), items, 0)
+    network = Network(config_of(train, ("impression", "click"), repeats=True), items, 0)
     learner = _Learner(network, data, train, torch.device("cpu"))
     batches = learner._loader.batches(learner._position)
     learner._update(batch_of(next(batches)[0], 0, 1.0, torch.device("cpu")), 1.0)

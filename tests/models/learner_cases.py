@@ -17,7 +17,9 @@ from models.train import TrainingData
 
 EVENT_TYPES = ("impression", "click", "purchase")
 HOUR = 3600
-SMALL = Train(dim=16, layers=1, heads=2, context=8, dropout=0.0, id_dropout=0.0, epochs=2, batch_steps=64, backup="best", alpha=0.02, supervised=0.02)
+SMALL = Train(
+    dim=16, layers=1, heads=2, context=8, dropout=0.0, id_dropout=0.0, step_id_dropout=0.0, epochs=2, batch_steps=64, backup="best", alpha=0.02, supervised=0.02
+)
 
 
 def catalogue(items: int, categories: Sequence[tuple[str, ...]] = ()) -> Catalogue:
@@ -59,7 +61,16 @@ def training_data(items: Catalogue, log: Steps) -> TrainingData:
 
 def network(items: Catalogue, repeats: bool = True, seed: int = 0, **changes: Any) -> Network:
     """An untrained network in which every term counts: no weight is 0."""
-    shape = {"dim": 16, "layers": 2, "heads": 2, "context": 8, "dropout": 0.0, "id_dropout": 0.0} | changes
+    shape: dict[str, Any] = {
+        "dim": 16,
+        "layers": 2,
+        "heads": 2,
+        "context": 8,
+        "encoder": "gru",
+        "dropout": 0.0,
+        "id_dropout": 0.0,
+        "step_id_dropout": 0.0,
+    } | changes
     torch.manual_seed(seed)
     made = Network(NetworkConfig(event_types=EVENT_TYPES, repeats=repeats, **shape), len(items) - 1, len(category_paths(items.categories)))
     with torch.no_grad():

@@ -200,8 +200,10 @@ def test_ragged_episodes_against_a_plain_loop() -> None:
 def logged_returns(reward: list[float], end: list[str], value: list[float], gamma: float, mixing: float) -> tuple[list[float], list[bool]]:
     codes = torch.tensor([[END_CODES.get(name, 0) for name in (*end, "")]])
     acts = torch.arange(len(reward) + 1)[None] < len(reward)
-    found, valid = lambda_returns(torch.tensor([[*reward, 0.0]], dtype=torch.float64), codes, acts, torch.tensor([value], dtype=torch.float64), gamma, mixing)
-    return found[0, :-1].tolist(), valid[0, :-1].tolist()
+    found, valid = lambda_returns(
+        torch.tensor([[*reward, 0.0]], dtype=torch.float64), codes, acts, torch.tensor([value], dtype=torch.float64)[:, :, None], [gamma], mixing
+    )
+    return found[0, :-1, 0].tolist(), valid[0, :-1].tolist()
 
 
 def test_lambda_returns_by_hand() -> None:

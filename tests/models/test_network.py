@@ -6,62 +6,63 @@ import torch
 
 from models.data import Catalogue, DailyCounts, Steps
 from models.loader import pack
-from models.network import ItemTable, Network, Rows, States, item_table, log_bucket, rows_of, view_of
+from models.network import ENCODERS, ItemTable, Network, Rows, States, item_table, log_bucket, rows_of, view_of
 from models.popularity import HALF_LIVES, DecayedCounts
 from models.train import batch_of
 from tests.models.learner_cases import HOUR, catalogue, network, random_steps, steps
 
 CPU = torch.device("cpu")
+every_encoder = pytest.mark.parametrize("encoder", ENCODERS)
 
 
 def table(items: Catalogue) -> ItemTable:
     return item_table(items.item_ids, items.categories, items, CPU)
 
 
-def states_of(made: Network, rows: Rows, vectors: torch.Tensor, at: torch.Tensor | None = None) -> States:
-    return made.states(rows, view_of(rows, made.config.context, at), vectors)
+def states_of(made: Network, rows: Rows, known: Catalogue, at: torch.Tensor | None = None) -> States:
+    return made.states(rows, view_of(rows, made.config.context, at), made.items(table(known)))
 
 
-def test_later_steps_change_no_earlier_state() -> None:
+@every_encoder
+def test_later_steps_change_no_earlier_state(encoder: str) -> None:
     items, log = catalogue(9), random_steps(1, 8, 9, seed=1)
-    made = network(items)
+    made = network(items, encoder=encoder)
     whole = np.array([0]), np.array([8])
     other = Steps(**{**vars(log), "item": log.item.copy(), "response": log.response.copy()})
     other.item[5:] = 10 - other.item[5:]
     other.response[5:] = 2 - other.response[5:]
     with torch.no_grad():
-        vectors, _ = made.items(table(items))
-        one, two = (states_of(made, rows_of(kind, *whole, CPU), vectors) for kind in (log, other))
-    for name in ("query", "value", "popularity", "kin", "meeting", "met_item"):
+        one, two = (states_of(made, rows_of(kind, *whole, CPU), items) for kind in (log, other))
+    for name in ("query", "value", "nearer", "popularity", "kin", "meeting", "met_item"):
         before, after = getattr(one, name), getattr(two, name)
         shared = np.s_[:, :6, :6] if name in ("kin", "meeting", "met_item") else np.s_[:, :6]
         torch.testing.assert_close(before[shared], after[shared], atol=1e-6, rtol=0)
     assert (one.query[:, 6:] - two.query[:, 6:]).abs().max() > 1e-3
 
 
-def test_padding_and_company_change_no_state() -> None:
+@every_encoder
+def test_padding_and_company_change_no_state(encoder: str) -> None:
     items, log = catalogue(9), random_steps(2, 8, 9, seed=2)
-    made = network(items)
+    made = network(items, encoder=encoder)
     with torch.no_grad():
-        vectors, _ = made.items(table(items))
-        together = states_of(made, rows_of(log, np.array([0, 8]), np.array([3, 16]), CPU), vectors)
-        alone = states_of(made, rows_of(log, np.array([0]), np.array([3]), CPU), vectors)
+        together = states_of(made, rows_of(log, np.array([0, 8]), np.array([3, 16]), CPU), items)
+        alone = states_of(made, rows_of(log, np.array([0]), np.array([3]), CPU), items)
     torch.testing.assert_close(together.query[0, :4], alone.query[0], atol=1e-6, rtol=0)
     torch.testing.assert_close(together.value[0, :4], alone.value[0], atol=1e-6, rtol=0)
 
 
-def test_a_window_sees_nothing_of_the_others_in_its_row() -> None:
+@every_encoder
+def test_a_window_sees_nothing_of_the_others_in_its_row(encoder: str) -> None:
     """Users of 8, 5 and 2 steps in one row have the states that each has in a row of its own."""
     sizes, items = (8, 5, 2), catalogue(9)
     log = steps([[{"item": 1 + place * (user + 2) % 9, "response": place % 3} for place in range(size)] for user, size in enumerate(sizes)])
-    made, rows = network(items), batch_of(pack(log, 8, 18, np.random.default_rng(0)), 0, 1.0, CPU).rows
+    made, rows = network(items, encoder=encoder), batch_of(pack(log, 8, 18, np.random.default_rng(0)), 0, 1.0, CPU).rows
     with torch.no_grad():
-        vectors, _ = made.items(table(items))
-        together, alone = (states_of(made, kind, vectors) for kind in (rows, rows_of(log, log.offsets[:-1], log.offsets[1:], CPU)))
+        together, alone = (states_of(made, kind, items) for kind in (rows, rows_of(log, log.offsets[:-1], log.offsets[1:], CPU)))
     for user, size in enumerate(sizes):
         begin = rows.segment[0].tolist().index(user + 1)
         here = np.s_[begin : begin + size + 1]
-        for name in ("query", "value", "popularity"):
+        for name in ("query", "value", "nearer", "popularity"):
             torch.testing.assert_close(getattr(together, name)[0, here], getattr(alone, name)[user, : size + 1], atol=1e-6, rtol=0)
         for name in ("met_item", "meeting", "kin"):
             found = getattr(together, name)[0, here]
@@ -69,15 +70,15 @@ def test_a_window_sees_nothing_of_the_others_in_its_row() -> None:
             assert found.count_nonzero() == found[:, here].count_nonzero()
 
 
-def test_the_last_state_alone_is_the_last_of_all() -> None:
+@every_encoder
+def test_the_last_state_alone_is_the_last_of_all(encoder: str) -> None:
     """Windows of 8, 3 and no steps; the state after the last step is that of the same place among all states."""
     items, log = catalogue(9), random_steps(2, 8, 9, seed=2)
-    made = network(items)
+    made = network(items, encoder=encoder)
     rows, at = rows_of(log, np.array([0, 8, 8]), np.array([8, 11, 8]), CPU), torch.tensor([[8], [3], [0]])
     with torch.no_grad():
-        vectors, _ = made.items(table(items))
-        every, last = states_of(made, rows, vectors), states_of(made, rows, vectors, at)
-    for name in ("query", "value", "popularity", "kin", "meeting", "met_item"):
+        every, last = states_of(made, rows, items), states_of(made, rows, items, at)
+    for name in ("query", "value", "nearer", "popularity", "kin", "meeting", "met_item"):
         torch.testing.assert_close(getattr(last, name)[:, 0], getattr(every, name)[torch.arange(3), at[:, 0]], atol=1e-6, rtol=0)
 
 
@@ -87,7 +88,7 @@ def test_the_last_meeting_of_each_item_counts() -> None:
     log = steps([[{"item": 3}, {"item": 5}, {"item": 3}, {"item": 0}]])
     made = network(items)
     with torch.no_grad():
-        found = states_of(made, rows_of(log, np.array([0]), np.array([4]), CPU), made.items(table(items))[0])
+        found = states_of(made, rows_of(log, np.array([0]), np.array([4]), CPU), items)
     assert found.met_item[0].tolist() == [[0, 0, 0, 0, 0], [0, 3, 0, 0, 0], [0, 3, 5, 0, 0], [0, 0, 5, 3, 0], [0, 0, 5, 3, 0]]
     assert torch.equal(found.meeting[0] != 0, found.met_item[0] > 0)
 
@@ -122,9 +123,10 @@ def test_an_item_without_a_vector_of_its_own_is_told_by_its_categories() -> None
     made = network(known)
     codes = item_table(known.item_ids, known.categories, newer, CPU)
     with torch.no_grad():
-        vectors, _ = made.items(codes)
+        vectors = made.items(codes)
         categories = made.category_vector.weight[1] + made.category_vector.weight[2]  # a, a/b of a, a/b, a/c, d
-        torch.testing.assert_close(vectors[5], made.item_vector.weight[0] + categories)
+        torch.testing.assert_close(vectors.content[5], categories)
+        torch.testing.assert_close(vectors.whole[5], made.item_vector.weight[0] + categories)
     assert codes.ids.tolist() == [0, 1, 2, 3, 4, 0]
 
 

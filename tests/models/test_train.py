@@ -203,34 +203,46 @@ def test_a_part_of_the_catalogue_that_holds_all_of_it_gives_the_same_loss_and_gr
         loss.total.backward()  # type: ignore[no-untyped-call]
         found.append((loss, {name: parameter.grad for name, parameter in online.named_parameters()}))
     (exact, gradients), (drawn, others) = found
-    for name in ("total", "td", "penalty", "supervised"):
-        torch.testing.assert_close(getattr(drawn, name), getattr(exact, name), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(drawn.total, exact.total, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(drawn.parts, exact.parts, atol=1e-5, rtol=1e-5)
     for name, gradient in gradients.items():
         torch.testing.assert_close(others[name], gradient, atol=1e-5, rtol=1e-4)
 
 
 def test_an_immature_step_has_no_td_error() -> None:
     one, other = (loss_of(steps([history("immature", reward)])) for reward in (1.0, 50.0))
-    assert one.td == other.td
-    assert loss_of(steps([history("terminated", 1.0)])).td != loss_of(steps([history("terminated", 50.0)])).td
+    assert one.parts["td"] == other.parts["td"]
+    assert one.parts["nearer"] == other.parts["nearer"]
+    ended, otherwise = (loss_of(steps([history("terminated", reward)])) for reward in (1.0, 50.0))
+    assert ended.parts["td"] != otherwise.parts["td"]
 
 
 def test_a_terminated_step_looks_at_nothing_after_it() -> None:
     """With one step a history, gamma does not matter to the loss where it ends, and does where it was cut."""
-    ends = {end: [float(loss_of(steps([history(end)[2:]]), gamma=gamma).td) for gamma in (0.0, 0.9)] for end in ("terminated", "truncated_gap")}
+    ends = {end: [float(loss_of(steps([history(end)[2:]]), gamma=gamma).parts["td"]) for gamma in (0.0, 0.9)] for end in ("terminated", "truncated_gap")}
     assert ends["terminated"][0] == ends["terminated"][1]
     assert ends["truncated_gap"][0] != ends["truncated_gap"][1]
 
 
 def test_an_unknown_item_is_context_alone() -> None:
     found = loss_of(steps([[{"item": 0, "reward": 9.0}, {"item": 0, "reward": 9.0}]]))
-    assert [part.item() for part in (found.td, found.penalty, found.supervised)] == [0, 0, 0]
+    assert {name: part.item() for name, part in found.parts.items()} == {"td": 0, "penalty": 0, "supervised": 0, "nearer": 0}
     assert found.total.item() == 0
 
 
 def test_the_parts_add_up() -> None:
     found = loss_of(steps([history("truncated_gap")]), alpha=0.3, supervised=0.7)
-    assert found.total.item() == pytest.approx(float(found.td + 0.3 * found.penalty + 0.7 * found.supervised), rel=1e-5)
+    parts = {name: float(part) for name, part in found.parts.items()}
+    assert found.total.item() == pytest.approx(parts["td"] + 0.3 * parts["penalty"] + 0.7 * parts["supervised"] + parts["nearer"], rel=1e-5)
+
+
+def test_where_nothing_is_penalised_nothing_is_summed_over_the_catalogue() -> None:
+    """The form without a maximum has no other use for it."""
+    parts = {
+        weights: {*loss_of(steps([history("truncated_gap")]), backup="logged", alpha=weights[0], supervised=weights[1]).parts}
+        for weights in ((0, 0), (1, 0), (0, 1))
+    }
+    assert parts == {(0, 0): {"td", "nearer"}, (1, 0): {"td", "penalty", "supervised", "nearer"}, (0, 1): {"td", "penalty", "supervised", "nearer"}}
 
 
 def test_a_context_is_filled_from_the_steps_before() -> None:
@@ -313,7 +325,7 @@ def test_a_day_without_transitions(lake: Lake, settings: Settings) -> None:
 
 def test_what_may_not_come_again_is_no_target() -> None:
     """Without repeats the second step with item 1 counts for nothing, so its reward does not matter."""
-    one, other = (float(loss_of(steps([[{"item": 1}, {"item": 1, "reward": reward}]]), repeats=False, gamma=0.0).td) for reward in (1.0, 7.0))
+    one, other = (float(loss_of(steps([[{"item": 1}, {"item": 1, "reward": reward}]]), repeats=False, gamma=0.0).parts["td"]) for reward in (1.0, 7.0))
     assert one == other > 0
 
 
