@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := passive
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-airflow test-breaking test-s3 test-real bench bench-ingest bench-transitions bench-loader bench-learner check format doctor pins clean
+.PHONY: help setup demo test test-airflow test-breaking test-s3 test-real bench bench-ingest bench-transitions bench-loader bench-learner bench-quality check format doctor pins clean
 
 help: ## print this page
 	@echo "Nightjar: nightly recommendations from raw interaction logs."
@@ -56,6 +56,9 @@ bench-loader: setup ## measure the loader against the plain way to a sorted tabl
 
 bench-learner: setup ## measure the learner against TorchRL's: 1,000 to 1,000,000 items
 	@$(BIN)/python -m tests.benchmarks.learner bench $(ARGS)
+
+bench-quality: setup ## measure how well the learner ranks the logs of ../shared/data, beside popularity, repeats, EASE and cloning
+	@$(BIN)/python -m tests.benchmarks.quality $(ARGS)
 
 bench-transitions: setup ## measure silver to transitions against DuckDB and the usual way with Spark: 20 million events
 	@$(BIN)/python -m tests.benchmarks.transitions $(ARGS)
