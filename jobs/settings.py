@@ -101,7 +101,7 @@ class Train(_Section):
     dropout: float = Field(0.1, ge=0, lt=1)
     id_dropout: float = Field(0.05, ge=0, lt=1, description="share of the items that train without a vector of their own, so that content learns to score")
     step_id_dropout: float = Field(
-        0.8, ge=0, lt=1, description="share of the steps of a history that are read in training by the item's content, without its id"
+        0.8, ge=0, lt=1, description="share of the steps of a history that are read by the item's content alone in training, where it has any"
     )
     epochs: int = Field(3, ge=1)
     batch_steps: int = Field(2048, ge=16, description="steps in a batch")

@@ -40,7 +40,7 @@ class NetworkConfig:
     encoder: str  # a key of ENCODERS
     dropout: float
     id_dropout: float  # share of the items that train without their own vector, so that content alone learns to score
-    step_id_dropout: float  # share of the steps that are read without the item's own vector in training: what happened, and not with what
+    step_id_dropout: float  # share of the steps that are read by the item's content alone in training, where it has any
     repeats: bool  # whether an item of the window may be chosen again
 
 
@@ -83,6 +83,7 @@ class ItemVectors:
     whole: Tensor  # [items, dim] g
     content: Tensor  # [items, dim] the part of it that does not come from the item's own vector
     bias: Tensor  # [items] b
+    has_content: Tensor  # bool[items]
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ class Network(nn.Module):
             kept = torch.rand(bias.shape, device=bias.device) >= self.config.id_dropout
             vectors, bias = torch.where(kept[:, None], vectors, vectors[0]), torch.where(kept, bias, bias[0])
         content = self.category_vector(table.categories).sum(1)
-        return ItemVectors(vectors + content, content, bias)
+        return ItemVectors(vectors + content, content, bias, table.leaf > 0)
 
     def own(self, table: ItemTable) -> tuple[Tensor, Tensor]:
         """What the network has for each item of the table alone: [items, dim], [items]."""
@@ -245,7 +246,7 @@ class Network(nn.Module):
         whole = embedding(item, items.whole)
         if not self.training or not self.config.step_id_dropout:
             return whole
-        kept = torch.rand(item.shape, device=item.device) >= self.config.step_id_dropout
+        kept = (torch.rand(item.shape, device=item.device) >= self.config.step_id_dropout) | ~items.has_content[item]
         return torch.where(kept[:, :, None], whole, embedding(item, items.content))
 
     def _meetings(self, rows: Rows, view: View, hidden: Tensor) -> Tensor:

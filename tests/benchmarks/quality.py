@@ -1,8 +1,8 @@
 """How well the learner ranks real logs, beside what it has to beat: `make bench-quality`.
 
 Time is global. The last days of a log are the test window, those before them the validation window. A baseline is tuned on the validation window,
-learning from the days before it: 12 settings each, by NDCG@10. The settings of the nets are below, and were found there by hand, with cloning, in
-12 to 20 tries a set. Then everybody learns anew, from all days before the test window.
+learning from the days before it: 12 settings each, by NDCG@10. The settings of the nets are below, and were found there by hand, in
+10 to 32 tries a set. Then everybody learns anew, from all days before the test window.
 
 Judged is every rewarded step of the window ("all"), after all of the user's steps before it; and of each user the first one ("first"), after the
 user's steps before the window. "New" are those of all whose item the user has not met before. Candidates are the items that somebody met on an
