@@ -99,31 +99,32 @@ class Train(_Section):
     heads: int = Field(2, ge=1, description="of attention, with encoder = transformer")
     context: int = Field(64, ge=2, description="last steps of a user that the state sees")
     dropout: float = Field(0.1, ge=0, lt=1)
-    id_dropout: float = Field(0.05, ge=0, lt=1, description="share of the items that train without a vector of their own, so that content learns to score")
+    id_dropout: float = Field(0.2, ge=0, lt=1, description="share of the items that train without a vector of their own, so that content learns to score")
     step_id_dropout: float = Field(
         0.8, ge=0, lt=1, description="share of the steps of a history that are read by the item's content alone in training, where it has any"
     )
-    epochs: int = Field(3, ge=1)
-    batch_steps: int = Field(2048, ge=16, description="steps in a batch")
+    epochs: int = Field(4, ge=1)
+    batch_steps: int = Field(512, ge=16, description="steps in a batch; a small log needs many updates, and a GPU more steps")
     learning_rate: float = Field(2e-3, gt=0)
     gamma: float = Field(0.9, ge=0, lt=1, description="discount per step")
-    backup: Literal["best", "logged"] | None = Field(
-        None, description="what a return goes on with: the best item (double Q-learning), or what the log did (one step of improvement); unset: by the log"
+    backup: Literal["best", "logged"] = Field(
+        "logged", description="what a return goes on with: the best item (double Q-learning), or what the log did (one step of improvement)"
     )
     mixing: float = Field(0.95, ge=0, le=1, description="with backup = logged: lambda, the share of the logged return in the value of a state")
     n_step: int = Field(5, ge=1, description="steps of reward before the bootstrap")
     exact_items: int = Field(100_000, ge=1, description="up to so many items the penalty and the maximum are taken over all of them")
     negatives: int = Field(512, ge=1, description="beyond that, items drawn for each batch in their place")
     alpha: float | None = Field(None, ge=0, description="weight of the conservative penalty: small seeks return, large clones the log; unset: by the log")
-    supervised: float | None = Field(None, ge=0, description="weight of the cross-entropy of rewarded steps; unset: by the log")
+    supervised: float = Field(0.0, ge=0, description="weight of the cross-entropy of rewarded steps")
     target_rate: float = Field(0.01, gt=0, le=1, description="share of the online net that the target net takes over each step")
 
     def for_log(self, has_refusals: bool) -> Train:
-        """What is unset, by the kind of log. One that tells what was shown in vain says itself what is bad; else a penalty has to."""
-        by_log: dict[str, Any] = (
-            {"backup": "logged", "alpha": 0.0, "supervised": 0.0} if has_refusals else {"backup": "best", "alpha": 0.02, "supervised": 0.02}
-        )
-        return self.model_copy(update={name: value for name, value in by_log.items() if getattr(self, name) is None})
+        """With `alpha` by the kind of log, unless it is set.
+
+        A log that tells what was shown in vain says itself what is bad. Where it tells of interactions alone, nothing is known of all other
+        items, and what is not close to the log is a guess.
+        """
+        return self if self.alpha is not None else self.model_copy(update={"alpha": 0.0 if has_refusals else 50.0})
 
 
 class Evaluate(_Section):

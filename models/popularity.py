@@ -9,7 +9,8 @@ import numpy as np
 from models.data import DailyCounts, Floats, Ints
 
 HALF_LIVES = (1.0, 4.0, 16.0)  # days
-POPULARITY_FEATURES = 2 * len(HALF_LIVES)
+YOUTH = 4.0  # days after an item's first step in which it stays half as young
+POPULARITY_FEATURES = 2 * len(HALF_LIVES) + 2
 _BLOCK = 1 << 14  # items whose counts by day are held at once
 
 
@@ -32,7 +33,8 @@ class DecayedCounts:
         return cls(first_day, days, offsets, counts.day[order] - first_day, numbers)
 
     def features(self, items: Ints | None = None) -> Floats:
-        """log(1 + decayed count) of steps and of rewarded steps: float32[days, items, POPULARITY_FEATURES], for all items or those given.
+        """float32[days, items, POPULARITY_FEATURES], for all items or those given: log(1 + decayed count) of steps and of rewarded steps, by
+        half-life; how young the item is, 1 on the day after its first step and 0 before that; and the product of that and of the first of all.
 
         Row 0 is for the first day, which knows the steps before it and no other.
         """
@@ -40,8 +42,19 @@ class DecayedCounts:
         features = np.empty((self.days, count, POPULARITY_FEATURES), dtype=np.float32)
         for begin in range(0, count, _BLOCK):
             some = slice(begin, begin + _BLOCK)
-            features[:, some] = self._decayed(np.arange(count)[some] if items is None else items[some])
-        return np.log1p(features, out=features)
+            asked = np.arange(count)[some] if items is None else items[some]
+            features[:, some, :-2] = np.log1p(self._decayed(asked))
+            features[:, some, -2] = young = self._young(asked)
+            features[:, some, -1] = young * features[:, some, 0]
+        return features
+
+    def _young(self, items: Ints) -> Floats:
+        begins = self.offsets[items]
+        met = begins < self.offsets[items + 1]
+        first = np.where(met, np.append(self.day, 0)[begins], self.days)
+        age = np.arange(self.days)[:, None] - 1 - first
+        young: Floats = np.where(age >= 0, 0.5 ** (np.maximum(age, 0) / YOUTH), 0.0).astype(np.float32)
+        return young
 
     def _decayed(self, items: Ints) -> Floats:
         begins, sizes = self.offsets[items], self.offsets[items + 1] - self.offsets[items]

@@ -3,13 +3,12 @@
     loss = E[(Q(s, a) - target)²] + alpha · E[logsumexp_a' z(s, a') - z(s, a)] + supervised · E[the same, where the reward was positive]
          + Σ over shorter horizons of E[(V(s) - return)²]
 
-Double Q-learning with n-step returns (van Hasselt et al. 2016; Sutton and Barto 2018, section 7.1) and the penalty of Kumar et al.
-2020, equation 4, CQL(H), on z, which ranks. With train.backup = "logged" Q is that of the logging policy: V learns its λ-returns, and
-z how much better than these an item is, of which the ranking takes the best. The values to shorter horizons rank nothing: they teach the
-encoder what a state holds, from returns with less noise (Fedus et al. 2019, Hyperbolic discounting and learning over multiple horizons).
-The action space is the catalogue: up to
-train.exact_items items the logsumexp is exact, and beyond that each batch looks at the items of its own rows and at
-train.negatives drawn ones, and nothing else of the catalogue.
+Q is that of the logging policy: V learns its λ-returns, and z how much better than what was logged an item is, of which the ranking takes
+the best. With train.backup = "best" it is double Q-learning with n-step returns (van Hasselt et al. 2016; Sutton and Barto 2018, section
+7.1). The penalty is that of Kumar et al. 2020, equation 4, CQL(H), on z, which ranks. The values to shorter horizons rank nothing: they
+teach the encoder what a state holds, from returns with less noise (Fedus et al. 2019, Hyperbolic discounting and learning over multiple
+horizons). The action space is the catalogue: up to train.exact_items items the logsumexp is exact, and beyond that each batch looks at
+the items of its own rows and at train.negatives drawn ones, and nothing else of the catalogue.
 """
 
 from __future__ import annotations
@@ -370,7 +369,6 @@ def batch_loss(online: Network, target: Network, part: Part, batch: Batch, train
     The best item of a state is the online net's, its value the target net's. `own` as in `Network.items`.
     """
     assert train.alpha is not None
-    assert train.supervised is not None
     rows, view = batch.rows, view_of(batch.rows, online.config.context)
     items = online.items(part.table, own)
     with torch.no_grad():

@@ -112,8 +112,6 @@ buckets = 1 # a few thousand steps a day: one file of them
 
 [train]
 window_days = 30
-epochs = 2 # a third one changes the loss by 2%, and the true value by less than another seed does
-batch_steps = 512 # so small a log needs many updates: of two worlds one lost 0.7 of 12.6 in true value with 2048
 
 [evaluate]
 holdout_days = 2

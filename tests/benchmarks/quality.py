@@ -69,12 +69,12 @@ SETS = {
         Train(dim=16, layers=1, context=16, dropout=0.5, epochs=8, batch_steps=256),
     ),
 }
-# What a net has of its own, on top of the settings of its set. `policy` is what `nightjar convert` writes for logs like these.
+# What a net has of its own, on top of the settings of its set; `policy` has nothing.
 NETS: dict[str, dict[str, Any]] = {
-    "cloning": {"backup": "best", "alpha": 1000.0},
-    "policy": {"alpha": 5.0},
-    "policy, alpha 50": {"alpha": 50.0},
-    "policy, alpha unset": {},
+    "cloning": {"alpha": 1000.0},
+    "policy": {},
+    "policy, alpha 5": {"alpha": 5.0},
+    "policy, transformer": {"encoder": "transformer", "layers": 2},
 }
 
 

@@ -108,6 +108,43 @@ def test_popularity_is_that_of_the_day_before() -> None:
     np.testing.assert_array_equal(DecayedCounts.of(DailyCounts.of([log]), 3, 0, 4).features(np.array([2, 0, 1])), found[:, [2, 0, 1]])
 
 
+def test_an_item_is_young_from_the_day_after_its_first_step_on() -> None:
+    """Item 1 is first met on day 1, item 2 never; with 4 days of half-life. The product is with log(1 + 2), its two steps of the day before."""
+    log = steps([[{"item": 1, "time": 24 * HOUR}, {"item": 1, "time": 25 * HOUR}, {"item": 3, "time": 0}]])
+    found = DecayedCounts.of(DailyCounts.of([log]), 4, 0, 7).features()
+    assert found[:, 1, -2] == pytest.approx([0, 0, 1, 0.5**0.25, 0.5**0.5, 0.5**0.75, 0.5])
+    assert found[2, 1, -1] == pytest.approx(np.log(3))
+    assert found[:, 2].max() == 0
+    assert DecayedCounts.of(DailyCounts.of([log]), 4, 3, 1).features()[0, 3, -2] == pytest.approx(0.5**0.5)
+
+
+def test_a_step_read_by_content_is_any_step_of_that_content() -> None:
+    """Items 1 and 4 are of one category, 2 is not, and 8 and 9 have none: they are read by what they are."""
+    items = catalogue(9, [*((f"c{number % 3}",) for number in range(7)), (), ()])
+    made = network(items, step_id_dropout=1 - 1e-9).train()
+
+    def query(item: int) -> torch.Tensor:
+        with torch.no_grad():
+            return states_of(made, rows_of(steps([[{"item": item}]]), np.array([0]), np.array([1]), CPU), items).query[0, 1]
+
+    torch.testing.assert_close(query(1), query(4))
+    assert (query(1) - query(2)).abs().max() > 1e-3
+    assert (query(8) - query(9)).abs().max() > 1e-3
+    made.eval()
+    assert (query(1) - query(4)).abs().max() > 1e-3
+
+
+def test_the_mean_knows_no_order() -> None:
+    items = catalogue(9)
+    there, back = (steps([[{"item": item, "time": 0} for item in order]]) for order in ((1, 5, 7), (7, 5, 1)))
+    for encoder in ENCODERS:
+        with torch.no_grad():
+            one, other = (
+                states_of(network(items, encoder=encoder), rows_of(log, np.array([0]), np.array([3]), CPU), items).query[0, 3] for log in (there, back)
+            )
+        assert torch.allclose(one, other, atol=1e-6) == (encoder == "mean")
+
+
 def test_indices_above_2_to_the_24_stay_distinct() -> None:
     """float32 holds no odd number there."""
     large = 2**24 + 1

@@ -134,8 +134,7 @@ def test_what_is_unset_follows_from_the_log() -> None:
         log = steps([[{"item": 1, "reward": float(place >= refused)} for place in range(10)]])
         kinds[refused] = training_data(catalogue(2), log).counts.has_refusals
     assert kinds == {0: False, 1: False, 2: True}
-    assert [getattr(Train().for_log(True), name) for name in ("backup", "alpha", "supervised")] == ["logged", 0.0, 0.0]
-    assert [getattr(Train(alpha=0.5).for_log(False), name) for name in ("backup", "alpha", "supervised")] == ["best", 0.5, 0.02]
+    assert [Train(alpha=alpha).for_log(refusals).alpha for alpha in (None, 0.5) for refusals in (True, False)] == [0.0, 50.0, 0.5, 0.5]
 
 
 def test_training_leaves_the_random_state_alone() -> None:

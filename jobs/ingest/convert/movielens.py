@@ -26,9 +26,6 @@ reward = "value / 5"
 [episodes]
 gap_hours = 6 # people rate many films in one sitting
 
-[train]
-alpha = 5.0 # large, as only interactions are logged: stay close to the log
-
 [evaluate]
 holdout_days = 7
 repeats = false # nobody rates a film twice

@@ -28,7 +28,8 @@ buckets = 1 # a few thousand steps a day: one file of them
 
 [train]
 window_days = 200 # all of it: most people rate a handful of films
-alpha = 5.0       # large, as only interactions are logged: stay close to the log
+epochs = 12
+dropout = 0.3 # so little of each
 
 [evaluate]
 holdout_days = 7

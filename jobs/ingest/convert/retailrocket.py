@@ -35,7 +35,6 @@ buckets = 1 # a few thousand steps a day: one file of them
 
 [train]
 window_days = 140 # all of it
-alpha = 5.0       # large, as only interactions are logged: stay close to the log
 
 [evaluate]
 holdout_days = 7

@@ -43,7 +43,6 @@ buckets = 1 # a few thousand steps a day: one file of them
 
 [train]
 window_days = 10 # all of it
-alpha = 5.0      # large, as only interactions are logged: stay close to the log
 
 [evaluate]
 holdout_days = 1

@@ -33,7 +33,6 @@ gap_hours = 6
 
 [train]
 window_days = 30
-alpha = 5.0 # large, as only interactions are logged: stay close to the log
 
 [evaluate]
 holdout_days = 1
