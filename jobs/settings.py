@@ -104,6 +104,9 @@ class Train(_Section):
         0.8, ge=0, lt=1, description="share of the steps of a history that are read by the item's content alone in training, where it has any"
     )
     epochs: int = Field(4, ge=1)
+    warm_epochs: int | None = Field(
+        None, ge=1, description="epochs of a night that begins with the network served before, if of the same shape; unset: none does"
+    )
     batch_steps: int = Field(512, ge=16, description="steps in a batch; a small log needs many updates, and a GPU more steps")
     learning_rate: float = Field(2e-3, gt=0)
     gamma: float = Field(0.9, ge=0, lt=1, description="discount per step")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,13 +20,56 @@ from models.data import Catalogue, Floats, Ints, Steps
 from models.gate import MANIFEST
 from models.losses import Head, all_scores, head_of
 from models.network import Network, NetworkConfig, Rows, category_paths, item_table, rows_of, view_of
+from models.popularity import POPULARITY_FEATURES
 
 _BATCH = 256
+FORM = 2  # of a policy folder; another one is not read
 
 
 def device_of_choice() -> torch.device:
     """CUDA where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What a policy folder holds: a network, and the items that it learnt from."""
+
+    network: Network
+    item_ids: tuple[str, ...]
+    categories: tuple[tuple[str, ...], ...]
+    popularity: list[list[float]]  # [items, POPULARITY_FEATURES] on the evening of the last day that it learnt from
+
+    @classmethod
+    def load(cls, folder: Location) -> Self:
+        """Read a folder. Raises NotReady when something in it is missing, or it has another form than this version writes."""
+        files = {name: folder / name for name in ("policy.safetensors", "config.json", "items.parquet")}
+        missing = [name for name, path in files.items() if not path.is_file()]
+        if missing:
+            raise NotReady(f"The policy folder {folder} has no {', '.join(missing)}. Train the day of that policy again.")
+        config = json.loads(files["config.json"].read_text())
+        if config.get("form") != FORM:
+            raise NotReady(f"The policy folder {folder} has form {config.get('form')}, and this version of Nightjar reads form {FORM}. Train its day again.")
+        items = pq.read_table(pa.BufferReader(files["items.parquet"].read_bytes())).to_pydict()
+        item_ids, categories = tuple(items["item_id"]), tuple(tuple(path) for path in items["category"])
+        shape = NetworkConfig(**config["network"] | {"event_types": tuple(config["network"]["event_types"])})
+        network = Network(shape, len(item_ids) - 1, len(category_paths(categories)))
+        network.load_state_dict(load(files["policy.safetensors"].read_bytes()))
+        return cls(network, item_ids, categories, items["popularity"])
+
+    def grown(self, network: Network, catalogue: Catalogue) -> None:
+        """Put what was learnt into a network of the same shape over a newer catalogue, so that it scores there as this one does.
+
+        An item that is new begins as an unknown one, and a category that is new as none.
+        """
+        table = item_table(self.item_ids, self.categories, catalogue, torch.device("cpu"))
+        learnt = dict(self.network.state_dict())
+        for name in ("item_vector.weight", "item_bias.weight"):
+            learnt[name] = learnt[name][table.ids]
+        known = {path: place for place, path in enumerate(category_paths(self.categories), start=1)}
+        codes = [0, *(known.get(path, 0) for path in category_paths(catalogue.categories))]
+        learnt["category_vector.weight"] = learnt["category_vector.weight"][codes]
+        network.load_state_dict(learnt)
 
 
 class Policy:
@@ -57,26 +100,18 @@ class Policy:
 
     @classmethod
     def load(cls, folder: Location, catalogue: Catalogue, event_types: tuple[str, ...], popularity: Floats | None = None) -> Self:
-        """Read a policy folder. Raises NotReady when something in it is missing.
+        """Read a policy folder, as `Learnt.load`.
 
         `event_types`: those that the steps to be scored are coded by; one that the policy never met counts as none.
         `popularity`: float32[len(catalogue), features] as of the night to be served (`models.popularity.DecayedCounts`);
         None = as of the last day that the policy was trained on.
         """
-        files = {name: folder / name for name in ("policy.safetensors", "config.json", "items.parquet")}
-        missing = [name for name, path in files.items() if not path.is_file()]
-        if missing:
-            raise NotReady(f"The policy folder {folder} has no {', '.join(missing)}. Train the day of that policy again.")
-        config = json.loads(files["config.json"].read_text())["network"]
-        items = pq.read_table(pa.BufferReader(files["items.parquet"].read_bytes())).to_pydict()
-        item_ids, categories = tuple(items["item_id"]), tuple(tuple(path) for path in items["category"])
-        network = Network(NetworkConfig(**config | {"event_types": tuple(config["event_types"])}), len(item_ids) - 1, len(category_paths(categories)))
-        network.load_state_dict(load(files["policy.safetensors"].read_bytes()))
+        learnt = Learnt.load(folder)
         if popularity is None:
-            known = dict(zip(item_ids, items["popularity"], strict=True))
-            unknown = [0.0] * len(items["popularity"][0])
+            known = dict(zip(learnt.item_ids, learnt.popularity, strict=True))
+            unknown = [0.0] * POPULARITY_FEATURES
             popularity = np.array([known.get(item_id, unknown) for item_id in catalogue.item_ids], dtype=np.float32)
-        return cls(folder.name, network.to(device_of_choice()), item_ids, categories, catalogue, event_types, popularity)
+        return cls(folder.name, learnt.network.to(device_of_choice()), learnt.item_ids, learnt.categories, catalogue, event_types, popularity)
 
     def score(self, steps: Steps, users: Ints, ends: Ints) -> Floats:
         """As `Ranker` says; index 0, which is no item, scores -inf."""
@@ -117,7 +152,7 @@ def save_policy(folder: Path, network: Network, catalogue: Catalogue, popularity
     """Write a policy folder; `config` is kept beside the shape of the network. `popularity` as in `Policy.load`."""
     folder.mkdir(parents=True)
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}, folder / "policy.safetensors")
-    (folder / "config.json").write_text(json.dumps({"network": asdict(network.config), **config}, indent=2, sort_keys=True))
+    (folder / "config.json").write_text(json.dumps({"form": FORM, "network": asdict(network.config), **config}, indent=2, sort_keys=True))
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True))
     items = {"item_id": list(catalogue.item_ids), "category": [list(path) for path in catalogue.categories], "popularity": popularity.tolist()}
     schema = pa.schema({"item_id": pa.string(), "category": pa.list_(pa.string()), "popularity": pa.list_(pa.float32())})

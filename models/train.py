@@ -42,11 +42,11 @@ from jobs.steps import find_step
 from jobs.storage import Location, whole_folder, write_whole
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.data import Bools, Catalogue, DailyCounts, day_number, item_places, load_availability, load_catalogue, version_as_of
-from models.gate import MANIFEST, POLICIES
+from models.gate import MANIFEST, POLICIES, POPULARITY, champion_before
 from models.loader import Buckets, LakeBuckets, Loader, Packed, Packing, Position
 from models.losses import Drawn, catalogue_logsumexp, chosen_score, content_of, drawn_logsumexp, head_of, lambda_returns, n_step_targets
 from models.network import NEARER, ItemTable, Network, NetworkConfig, Rows, category_paths, item_table, view_of
-from models.policy import device_of_choice, save_policy
+from models.policy import Learnt, device_of_choice, save_policy
 from models.popularity import DecayedCounts
 from models.progress import training_progress
 from models.sampling import Proposal, RowAdagrad
@@ -68,6 +68,7 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
     inputs = lake.versions(find_step("train").reads)
     first, last = day - timedelta(days=settings.train.window_days - 1), day - timedelta(days=settings.evaluate.holdout_days)
     inputs["gold.transitions"] = version = version_as_of(lake, first, day)
+    champion = champion_before(lake, day) if settings.train.warm_epochs else None
     catalogue = load_catalogue(lake, day, version)
     shards = ShardManifest.of(lake, first, last, version).shards
     buckets = LakeBuckets(lake, shards, item_places(lake, catalogue))
@@ -82,6 +83,7 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
         "shards": [{"bucket": shard.bucket, "rows": shard.rows, "bytes": shard.bytes} for shard in shards],
         "revision": revision(),
         "seed": settings.train.seed,
+        "began_with": champion.version if champion else None,
         "settings": {name: getattr(settings, name).model_dump() for name in ("train", "evaluate", "episodes")},
         "event_types": {name: event_type.model_dump() for name, event_type in settings.event_types.items()},
     }
@@ -89,7 +91,8 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
     data = TrainingData.build(lake, catalogue, buckets, counts, first, last)
     lake.ensure("gold.policies")
     draft = lake.root / POLICIES / f"{policy_version}.checkpoint"
-    fitted = fit(data, tuple(settings.event_types), settings.train, settings.evaluate.repeats, device_of_choice(), draft)
+    learnt = Learnt.load(lake.root / champion.path) if champion and champion.version != POPULARITY else None
+    fitted = fit(data, tuple(settings.event_types), settings.train, settings.evaluate.repeats, device_of_choice(), draft, learnt)
     if fitted is None:
         raise Interrupted(f"The training of {policy_version} was ended by SIGTERM. What it has learnt is saved: `nightjar run train --day {day}` goes on.")
     network, scale = fitted
@@ -168,9 +171,17 @@ def batch_of(packed: Packed, first_day: int, scale: float, device: torch.device)
 
 
 def fit(
-    data: TrainingData, event_types: tuple[str, ...], train: Train, repeats: bool, device: torch.device, draft: Location | None = None
+    data: TrainingData,
+    event_types: tuple[str, ...],
+    train: Train,
+    repeats: bool,
+    device: torch.device,
+    draft: Location | None = None,
+    learnt: Learnt | None = None,
 ) -> tuple[Network, float] | None:
     """Train a network from `train.seed`; return it with the scale of its rewards (Q · scale is in units of the reward).
+
+    Where train.warm_epochs is set, and an earlier policy of the same shape is given, it begins with what that one has `learnt`.
 
     The same arguments give the same weights, bit for bit, on a CPU with the same number of threads. A training that SIGTERM ended
     returns None; given the same `draft`, a file, it goes on from there as if nothing had been.
@@ -180,14 +191,23 @@ def fit(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _reproducible(device), _term_asked() as is_asked_to_end:
         torch.manual_seed(train.seed)
         network = Network(config, len(data.catalogue) - 1, len(category_paths(data.catalogue.categories))).to(device)
-        with torch.no_grad():  # values begin where they would end were all states alike
-            network.value.bias.fill_(data.counts.level / (1 - train.gamma))
-            network.nearer.bias.copy_(data.counts.level / (1 - torch.tensor(NEARER)))
+        if train.warm_epochs and learnt and learnt.network.config == config:
+            learnt.grown(network, data.catalogue)
+            train = train.model_copy(update={"epochs": train.warm_epochs})
+        else:
+            _levelled(network, data.counts.level, train.gamma)
         learner = _Learner(network, data, train, device, draft)
         with training_progress(train.epochs, sum(data.buckets.sizes), learner.resumed()) as progress:
             if not learner.learn(progress, is_asked_to_end):
                 return None
     return network.eval(), data.counts.mean_reward
+
+
+@torch.no_grad()
+def _levelled(network: Network, level: float, gamma: float) -> None:
+    """Let values begin where they would end were all states alike."""
+    network.value.bias.fill_(level / (1 - gamma))
+    network.nearer.bias.copy_(level / (1 - torch.tensor(NEARER)))
 
 
 def config_of(train: Train, event_types: tuple[str, ...], repeats: bool) -> NetworkConfig:

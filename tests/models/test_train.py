@@ -20,11 +20,12 @@ from jobs.contracts.errors import FutureData, NotReady, TooLittleData, TrainingF
 from jobs.lake import Lake
 from jobs.settings import Evaluate, Settings, Train
 from models import train as training
-from models.data import load_catalogue, version_as_of
+from models.data import Catalogue, load_catalogue, version_as_of
 from models.loader import pack
 from models.losses import Drawn
 from models.network import Network, rows_of
-from models.policy import Policy
+from models.policy import Learnt, Policy, save_policy
+from models.popularity import POPULARITY_FEATURES
 from models.train import TrainingData, batch_loss, batch_of, fit
 from tests.models.learner_cases import EVENT_TYPES, NO_POPULARITY, SMALL, catalogue, network, random_steps, steps, training_data
 from tests.models.learner_lake import DAYS, D, land, transitions
@@ -34,9 +35,9 @@ ROOT = Path(__file__).parent.parent.parent
 DEVICES = [torch.device(name) for name in ("cpu", *(["cuda"] if torch.cuda.is_available() else []))]
 
 
-def trained(data: TrainingData, train: Train, device: torch.device, draft: Path | None = None) -> Network:
+def trained(data: TrainingData, train: Train, device: torch.device, draft: Path | None = None, learnt: Learnt | None = None) -> Network:
     """Trained to the end."""
-    fitted = fit(data, EVENT_TYPES, train, True, device, draft)
+    fitted = fit(data, EVENT_TYPES, train, True, device, draft, learnt)
     assert fitted is not None
     return fitted[0]
 
@@ -333,3 +334,33 @@ def test_holdout_days_are_not_learnt_from(lake: Lake, settings: Settings) -> Non
     changes = {"train": SMALL, "evaluate": Evaluate(holdout_days=3)}
     training.run(lake, settings.model_copy(update=changes), D)
     assert lake.read("gold.policies", ["steps"])["steps"].to_pylist() == [2 * (DAYS - 3)]
+
+
+def test_a_warm_start_begins_with_what_the_policy_before_has_learnt(tmp_path: Path) -> None:
+    """Over a catalogue with an item and a category more, it scores as that policy does there; with another shape it begins anew."""
+    before, log = catalogue(6), random_steps(4, 6, 6, seed=3)
+    newer = Catalogue(("", "a", *before.item_ids[1:]), ((), ("c9", "d"), *before.categories[1:]), (None,) * 8, np.arange(8) > 0)
+    moved = dataclasses.replace(log, item=log.item + 1)
+    learnt_from = network(before)
+    save_policy(tmp_path / "p", learnt_from, before, np.zeros((7, POPULARITY_FEATURES), np.float32), {}, {})
+    learnt = Learnt.load(tmp_path / "p")
+
+    data = training_data(newer, moved)
+    shape = {name: getattr(learnt_from.config, name) for name in ("layers", "heads", "context", "encoder", "dim")}
+    still = SMALL.model_copy(update={**shape, "learning_rate": 1e-12, "warm_epochs": 1})
+    popularity = np.random.default_rng(0).random((8, POPULARITY_FEATURES)).astype(np.float32)
+    warm = Policy("warm", trained(data, still, CPU, learnt=learnt), newer.item_ids, newer.categories, newer, EVENT_TYPES, popularity)
+    served = Policy.load(tmp_path / "p", newer, EVENT_TYPES, popularity)
+    users, ends = np.arange(4), moved.offsets[1:]
+    np.testing.assert_allclose(warm.q(moved, users, ends)[:, 1:], served.q(moved, users, ends)[:, 1:], atol=1e-5)
+
+    cold = [weights(trained(data, still.model_copy(update={"dim": 8}), CPU, learnt=given)) for given in (learnt, None)]
+    assert {name for name, tensor in cold[0].items() if not torch.equal(tensor, cold[1][name])} == set()
+
+
+def test_a_folder_of_another_form_is_not_read(tmp_path: Path) -> None:
+    save_policy(tmp_path / "p", network(catalogue(3)), catalogue(3), NO_POPULARITY.repeat(4, 0), {}, {})
+    config = tmp_path / "p" / "config.json"
+    config.write_text(config.read_text().replace('"form": 2', '"form": 1'))
+    with pytest.raises(NotReady, match="has form 1, and this version of Nightjar reads form 2"):
+        Learnt.load(tmp_path / "p")
