@@ -118,6 +118,7 @@ class Train(_Section):
     exact_items: int = Field(100_000, ge=1, description="up to so many items the penalty and the maximum are taken over all of them")
     negatives: int = Field(512, ge=1, description="beyond that, items drawn for each batch in their place")
     alpha: float | None = Field(None, ge=0, description="weight of the conservative penalty: small seeks return, large clones the log; unset: by the log")
+    gap: float | None = Field(None, gt=0, description="in place of alpha: how far the logged items may stand behind all together (log-sum-exp), in nats")
     supervised: float = Field(0.0, ge=0, description="weight of the cross-entropy of rewarded steps")
     target_rate: float = Field(0.01, gt=0, le=1, description="share of the online net that the target net takes over each step")
 

@@ -55,6 +55,7 @@ from models.shards import ShardManifest
 _WARM_UP = 0.05  # share of the steps over which the learning rate rises; then it falls as a cosine, to a tenth
 _LARGEST_GRADIENT = 1.0
 _ROW_RATE = 0.05  # of RowAdagrad
+_DUAL_RATE = 0.05  # of the logarithm of alpha, where it is tuned to a gap
 _SAVED_EVERY = 300  # seconds
 
 
@@ -271,6 +272,7 @@ class _Learner:
         self._position, self._done = Position(), 0
         self._modules: dict[str, nn.Module] = {"online": self._online, "target": self._target}
         self._decayed = DecayedCounts.of(data.counts, len(data.catalogue), data.first_day, len(data.eligible))
+        self._modules["dual"] = self._dual = nn.ParameterList([torch.zeros(())]).requires_grad_(False)  # log alpha, where it is tuned to a gap
         self._by_row: RowAdagrad | None = None
         tables: tuple[Tensor, ...] = ()
         if len(data.catalogue) - 1 > train.exact_items:
@@ -324,7 +326,10 @@ class _Learner:
         own = self._online.own(part.table)
         if self._by_row:
             own = (own[0].detach().requires_grad_(), own[1].detach().requires_grad_())
-        loss = batch_loss(self._online, self._target, part, counted, self._train, own)
+        train = self._train
+        if train.gap is not None:
+            train = train.model_copy(update={"alpha": float(self._dual[0].exp())})
+        loss = batch_loss(self._online, self._target, part, counted, train, own)
         total = float(loss.total.detach())
         if not math.isfinite(total):
             raise TrainingFailed(
@@ -345,7 +350,11 @@ class _Learner:
             if self._by_row:  # of a large table only the rows that were moved
                 for table, other in ((self._target.item_vector, self._online.item_vector), (self._target.item_bias, self._online.item_bias)):
                     table.weight[part.table.ids] = table.weight[part.table.ids].lerp(other.weight[part.table.ids], self._train.target_rate)
-        return {"loss": total, **{name: float(part) for name, part in loss.parts.items()}}
+        parts = {name: float(part) for name, part in loss.parts.items()}
+        if train.gap is not None:  # a Lagrange multiplier: dual ascent (Kumar et al. 2020, section 3.2)
+            self._dual[0] += _DUAL_RATE * (parts["penalty"] - train.gap)
+            parts["alpha"] = float(train.alpha or 0)
+        return {"loss": total, **parts}
 
     def _looked_at(self, batch: Batch) -> tuple[Part, Batch]:
         """The items of the batch's rows and some drawn ones, and the batch in their numbers."""

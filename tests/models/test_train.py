@@ -20,7 +20,7 @@ from jobs.contracts.errors import FutureData, NotReady, TooLittleData, TrainingF
 from jobs.lake import Lake
 from jobs.settings import Evaluate, Settings, Train
 from models import train as training
-from models.data import Catalogue, load_catalogue, version_as_of
+from models.data import Catalogue, Steps, load_catalogue, version_as_of
 from models.loader import pack
 from models.losses import Drawn
 from models.network import Network, rows_of
@@ -49,7 +49,7 @@ def weights(made: Network) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 def test_the_same_seed_gives_the_same_weights(device: torch.device) -> None:
     data = training_data(catalogue(12), random_steps(9, 20, 12, seed=3))
-    train = SMALL.model_copy(update={"dropout": 0.2, "id_dropout": 0.2})
+    train = SMALL.model_copy(update={"dropout": 0.2, "id_dropout": 0.2, "step_id_dropout": 0.5, "gap": 1.0})
     first, second = (weights(trained(data, train, device)) for _ in range(2))
     other = weights(trained(data, train.model_copy(update={"seed": 1}), device))
     for name, tensor in first.items():
@@ -207,6 +207,40 @@ def test_a_part_of_the_catalogue_that_holds_all_of_it_gives_the_same_loss_and_gr
     torch.testing.assert_close(drawn.parts, exact.parts, atol=1e-5, rtol=1e-5)
     for name, gradient in gradients.items():
         torch.testing.assert_close(others[name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def skewed() -> Steps:
+    """Items 1, 2 and 3 by chance, with .6, .3 and .1, of which the rarest alone is rewarded."""
+    rng = np.random.default_rng(7)
+    drawn = rng.choice(3, (40, 20), p=[0.6, 0.3, 0.1]) + 1
+    return steps([[{"item": item, "reward": float(item == 3), "response": 2 * (item == 3)} for item in row] for row in drawn.tolist()])
+
+
+def learnt_parts(**changes: Any) -> list[dict[str, float]]:
+    """Parts of the loss, batch by batch, of a bandit's training on that log."""
+    train, parts = SMALL.model_copy(update={"epochs": 12, "backup": "logged", "supervised": 0.0, "gamma": 0.0, "learning_rate": 5e-3, **changes}), []
+    torch.manual_seed(0)
+    made = Network(training.config_of(train, EVENT_TYPES, True), 3, 3)
+    training._Learner(made, training_data(catalogue(3), skewed()), train, CPU).learn(lambda _, part: parts.append(part), lambda: False)
+    return parts
+
+
+def gap_of(parts: list[dict[str, float]]) -> float:
+    """How far the logged items stood behind all together at the end."""
+    return float(np.mean([part["penalty"] for part in parts[-20:]]))
+
+
+def test_the_larger_alpha_the_closer_to_the_log() -> None:
+    """From log(2 + e) - .1 = 1.45, where z is the reward alone, to the entropy of the log, .90."""
+    gaps = [gap_of(learnt_parts(alpha=alpha)) for alpha in (1e-3, 0.3, 30.0)]
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[0] == pytest.approx(np.log(2 + np.e) - 0.1, abs=0.1)
+    assert gaps[2] == pytest.approx(-sum(chance * np.log(chance) for chance in (0.6, 0.3, 0.1)), abs=0.05)
+
+
+@pytest.mark.parametrize("gap", [1.0, 1.2])
+def test_alpha_is_tuned_to_a_gap(gap: float) -> None:
+    assert gap_of(learnt_parts(gap=gap)) == pytest.approx(gap, abs=0.06)
 
 
 def test_an_immature_step_has_no_td_error() -> None:
