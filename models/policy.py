@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +18,7 @@ from jobs.contracts.errors import NotReady
 from jobs.storage import Location
 from models.data import Catalogue, Floats, Ints, Steps
 from models.gate import MANIFEST
+from models.histories import best, offered, steps_of
 from models.losses import Head, all_scores, head_of
 from models.network import Network, NetworkConfig, Rows, category_paths, item_table, rows_of, view_of
 from models.popularity import POPULARITY_FEATURES
@@ -90,6 +91,7 @@ class Policy:
     ) -> None:
         self.name = name
         self._network = network.eval()
+        self._catalogue, self._event_types = catalogue, event_types
         self._device = next(network.parameters()).device
         self._popularity = torch.from_numpy(popularity)[None].to(self._device)
         self._table = item_table(item_ids, categories, catalogue, self._device)
@@ -99,19 +101,31 @@ class Policy:
             self._items = network.items(self._table)
 
     @classmethod
-    def load(cls, folder: Location, catalogue: Catalogue, event_types: tuple[str, ...], popularity: Floats | None = None) -> Self:
+    def load(cls, folder: Location, catalogue: Catalogue | None = None, event_types: tuple[str, ...] | None = None, popularity: Floats | None = None) -> Self:
         """Read a policy folder, as `Learnt.load`.
 
-        `event_types`: those that the steps to be scored are coded by; one that the policy never met counts as none.
+        `catalogue`: what is ranked; None = the items that the policy learnt from, all of them available.
+        `event_types`: those that the steps to be scored are coded by; one that the policy never met counts as none. None = its own.
         `popularity`: float32[len(catalogue), features] as of the night to be served (`models.popularity.DecayedCounts`);
         None = as of the last day that the policy was trained on.
         """
         learnt = Learnt.load(folder)
+        if catalogue is None:
+            count = len(learnt.item_ids)
+            catalogue = Catalogue(learnt.item_ids, learnt.categories, (None,) * count, np.arange(count) > 0)
         if popularity is None:
             known = dict(zip(learnt.item_ids, learnt.popularity, strict=True))
             unknown = [0.0] * POPULARITY_FEATURES
             popularity = np.array([known.get(item_id, unknown) for item_id in catalogue.item_ids], dtype=np.float32)
-        return cls(folder.name, learnt.network.to(device_of_choice()), learnt.item_ids, learnt.categories, catalogue, event_types, popularity)
+        network = learnt.network.to(device_of_choice())
+        return cls(folder.name, network, learnt.item_ids, learnt.categories, catalogue, event_types or network.config.event_types, popularity)
+
+    def recommend(self, histories: Sequence[Sequence[Mapping[str, Any]]], n: int) -> list[list[str]]:
+        """The best n items that are available for each history, as `models.histories.steps_of` takes them; an empty one is that of somebody new."""
+        steps = steps_of(histories, self._catalogue.index(), self._event_types)
+        users = np.arange(len(histories))
+        allowed = offered(self._catalogue.available, steps, users, self._network.config.repeats)
+        return best(self.score(steps, users, steps.offsets[1:]), allowed, n, self._catalogue.item_ids)
 
     def score(self, steps: Steps, users: Ints, ends: Ints) -> Floats:
         """As `Ranker` says; index 0, which is no item, scores -inf."""

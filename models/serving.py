@@ -13,6 +13,7 @@ from jobs.settings import Settings
 from models.baselines import Popularity
 from models.data import EPOCH, Bools, Catalogue, DailyCounts, Ints, Ranker, Steps, day_number, load_catalogue, load_steps, version_as_of
 from models.gate import POPULARITY, policy_named
+from models.histories import offered
 from models.policy import Policy
 from models.popularity import DecayedCounts
 
@@ -29,15 +30,7 @@ class Served:
 
     def candidates(self, steps: Steps, users: Ints, repeats: bool) -> Bools:
         """What may be recommended to each user: bool[users, items]."""
-        allowed = np.tile(self.catalogue.available, (len(users), 1))
-        if not repeats:
-            for row, user in enumerate(users.tolist()):
-                met = steps.item[steps.offsets[user] : steps.offsets[user + 1]]
-                new = self.catalogue.available.copy()
-                new[met] = False
-                if new.any():  # where nothing is new to the user, old is better than none
-                    allowed[row] = new
-        return allowed
+        return offered(self.catalogue.available, steps, users, repeats)
 
 
 def load_served(lake: Lake, settings: Settings, day: date, version: str | None) -> Served:

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +18,11 @@ from models import score as scoring
 from models import train as training
 from models.baselines import Popularity
 from models.data import END_CODES, DailyCounts, day_number, load_availability, load_catalogue, load_steps
-from models.policy import Policy
+from models.policy import Policy, save_policy
 from models.recommend import answers
 from models.score import draw_list, generator
 from models.serving import Served
-from tests.models.learner_cases import EVENT_TYPES, NO_POPULARITY, SMALL, catalogue, network, random_steps, steps
+from tests.models.learner_cases import EVENT_TYPES, HOUR, NO_POPULARITY, SMALL, catalogue, network, random_steps, steps
 from tests.models.learner_lake import D, land
 
 POPULAR = "popularity"
@@ -156,6 +157,25 @@ def test_histories_are_answered(lake: Lake, settings: Settings) -> None:
     assert len({items[0] for items in json.loads(popular)["lists"]}) == 1
     with pytest.raises(BadRequest, match=r"Line 1 of the input can't be read"):
         list(answers(io.StringIO('{"n": 1}\n'), lake, settings, D, POPULAR))
+
+
+def test_a_folder_answers_histories_without_a_lake(tmp_path: Path) -> None:
+    """Four items, none to be repeated; the scores are those of the same steps, and a stranger and strange steps are answered too."""
+    items = catalogue(4)
+    save_policy(tmp_path / "p", network(items, repeats=False), items, NO_POPULARITY.repeat(5, 0), {}, {})
+    policy = Policy.load(tmp_path / "p")
+    log = steps([[{"item": 2, "response": 2}, {"item": 3}]])
+    history = [
+        {"item_id": f"i{item}", "event_type": "impression", "response": answer, "event_time": HOUR * at}
+        for at, (item, answer) in enumerate([(2, "click"), (3, None)])
+    ]
+    strange = [{"item_id": "?", "event_type": "?", "response": None, "event_time": 0}]
+    own, unknown, nobody = policy.recommend([history, strange, []], 3)
+    scores = policy.score(log, np.array([0]), np.array([2]))[0]
+    assert own == [f"i{item}" for item in sorted((1, 4), key=lambda item: -scores[item])]
+    assert len({*unknown}) == len({*nobody}) == 3
+    with pytest.raises(KeyError):
+        policy.recommend([[{"item_id": "i1"}]], 3)
 
 
 def test_a_policy_reads_steps_by_the_names_of_their_types() -> None:
