@@ -96,6 +96,10 @@ class DailyCounts:
         """Share of the steps with a positive reward: the mean reward of a step, in units of `mean_reward`."""
         return float(self.rewarded.sum() / max(1, self.steps.sum()))
 
+    def until(self, last_day: int) -> DailyCounts:
+        """Those of the days up to and including `last_day`."""
+        return DailyCounts(*(getattr(self, field.name)[self.day <= last_day] for field in fields(self)))
+
     @classmethod
     def of(cls, parts: Iterable[Steps]) -> DailyCounts:
         """The counts over some steps, which may come part by part."""

@@ -63,7 +63,18 @@ class Candidates:
 
 def until(steps: Steps, last_day: int) -> Steps:
     """The steps up to and including `last_day` (days since 1970-01-01); every user stays, some with no step left."""
-    kept = steps.day <= last_day
+    return _kept(steps, steps.day <= last_day)
+
+
+def since(steps: Steps, first_day: int, before: int) -> Steps:
+    """The steps from `first_day` on, with the last `before` steps before them of each user who has any; every user stays."""
+    users = steps.users()
+    earlier = np.bincount(users[steps.day < first_day], minlength=len(steps.user_ids))
+    begins = np.where(earlier < np.diff(steps.offsets), steps.offsets[:-1] + np.maximum(earlier - before, 0), steps.offsets[1:])
+    return _kept(steps, np.arange(len(steps)) >= begins[users])
+
+
+def _kept(steps: Steps, kept: Bools) -> Steps:
     counts = np.bincount(steps.users()[kept], minlength=len(steps.user_ids))
     columns = {field.name: getattr(steps, field.name) for field in fields(Steps)}
     per_step = {name: values[kept] for name, values in columns.items() if name not in ("user_ids", "offsets")}

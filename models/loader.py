@@ -20,6 +20,7 @@ from jobs.contracts.errors import TooLittleData
 from jobs.lake import Lake
 from jobs.storage import S3Path
 from models.data import Ints, Steps, read_steps
+from models.events import since
 from models.shards import Shard
 
 
@@ -115,6 +116,25 @@ class HeldBucket:
     def read(self, place: int) -> tuple[int, Steps]:
         """As `Buckets` says."""
         return place, self.steps
+
+
+@dataclass(frozen=True)
+class LateBuckets:
+    """Of other buckets the users who have steps from a day on: these, and so many steps before them as a state sees."""
+
+    buckets: Buckets
+    first_day: int  # days since 1970-01-01
+    context: int
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """As `Buckets` says, those of the others: what is left of one is only known once it has been read."""
+        return self.buckets.sizes
+
+    def read(self, place: int) -> tuple[int, Steps]:
+        """As `Buckets` says; nothing may be left."""
+        bucket, steps = self.buckets.read(place)
+        return bucket, since(steps, self.first_day, self.context)
 
 
 class Loader:

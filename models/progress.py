@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 def training_progress(epochs: int, steps: int, done: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
     """Yields what is to be called after each batch with its number of steps and the parts of its loss (means over the batch).
 
+    A part that only some batches have, as the validation loss of an epoch's last one, is averaged over these.
     `steps` is how many steps an epoch has, `done` how many have been learnt before. Everything goes to stderr.
     """
     console = Console(stderr=True, highlight=False)
@@ -29,18 +30,17 @@ class _Meter:
         self._task = bar.add_task("", total=epochs * steps)
         self._began = time.monotonic()
         self._before = self._done = done
-        self._sums: dict[str, float] = {}
-        self._summed = 0
+        self._sums: dict[str, tuple[float, int]] = {}  # by name: of the values by their steps, and of these
 
     def add(self, steps: int, parts: dict[str, float]) -> None:
         self._done += steps
-        self._summed += steps
         for name, value in parts.items():
-            self._sums[name] = self._sums.get(name, 0.0) + steps * value
+            summed, over = self._sums.get(name, (0.0, 0))
+            self._sums[name] = summed + steps * value, over + steps
         epoch, rest = divmod(self._done, self._steps)
         self._bar.update(self._task, completed=self._done, description=f"epoch {min(epoch + 1, self._epochs)} of {self._epochs}")
         if rest == 0:
-            means = ", ".join(f"{name} {value / self._summed:.4f}" for name, value in self._sums.items())
+            means = ", ".join(f"{name} {summed / over:.4f}" for name, (summed, over) in self._sums.items())
             rate = (self._done - self._before) / max(1e-9, time.monotonic() - self._began)
             self._console.print(f"train: epoch {epoch} of {self._epochs}: {means}; {rate:,.0f} steps/s", soft_wrap=True)
-            self._sums, self._summed = {}, 0
+            self._sums = {}

@@ -43,7 +43,7 @@ from jobs.storage import Location, whole_folder, write_whole
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.data import Bools, Catalogue, DailyCounts, day_number, item_places, load_availability, load_catalogue, version_as_of
 from models.gate import MANIFEST, POLICIES, POPULARITY, champion_before
-from models.loader import Buckets, LakeBuckets, Loader, Packed, Packing, Position
+from models.loader import Buckets, LakeBuckets, LateBuckets, Loader, Packed, Packing, Position
 from models.losses import Drawn, catalogue_logsumexp, chosen_score, content_of, drawn_logsumexp, head_of, lambda_returns, n_step_targets
 from models.network import NEARER, ItemTable, Network, NetworkConfig, Rows, category_paths, item_table, view_of
 from models.policy import Learnt, device_of_choice, save_policy
@@ -62,6 +62,7 @@ _SAVED_EVERY = 300  # seconds
 def run(lake: Lake, settings: Settings, day: date) -> None:
     """Train on the days [day - window + 1, day - holdout_days], write the policy folder, register it in gold.policies.
 
+    With train.patience the last train.validation_days of them are not learnt from: they say when to stop.
     Raises NotReady when the day has no transitions, FutureData when all that is there knows more than `day`, TooLittleData when there
     is nothing to choose between, TrainingFailed when the loss is no number, and Interrupted when SIGTERM has ended it: the same run
     again goes on from there, to the same policy.
@@ -71,14 +72,15 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
     inputs["gold.transitions"] = version = version_as_of(lake, first, day)
     champion = champion_before(lake, day) if settings.train.warm_epochs else None
     catalogue = load_catalogue(lake, day, version)
-    shards = ShardManifest.of(lake, first, last, version).shards
-    buckets = LakeBuckets(lake, shards, item_places(lake, catalogue))
-    counts = DailyCounts.of(steps for _, steps in map(buckets.read, range(len(buckets.sizes))))
-    _check_enough(counts, catalogue, first, last, lake)
+    validated = [last - timedelta(days=back) for back in reversed(range(settings.train.validation_days if settings.train.patience else 0))]
+    last -= timedelta(days=len(validated))
+    data = TrainingData.load(lake, catalogue, version, first, last, len(validated), settings.train.context)
+    shards = ShardManifest.of(lake, first, last + timedelta(days=len(validated)), version).shards
     manifest = {
         "day": str(day),
         "trained_from": str(first),
         "trained_to": str(last),
+        "validated_on": [*map(str, validated)],
         "inputs": inputs,
         # By what they hold and not by their files, which have other names wherever the same rows are written again.
         "shards": [{"bucket": shard.bucket, "rows": shard.rows, "bytes": shard.bytes} for shard in shards],
@@ -89,7 +91,6 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
         "event_types": {name: event_type.model_dump() for name, event_type in settings.event_types.items()},
     }
     policy_version = f"{day}-{hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:8]}"
-    data = TrainingData.build(lake, catalogue, buckets, counts, first, last)
     lake.ensure("gold.policies")
     draft = lake.root / POLICIES / f"{policy_version}.checkpoint"
     learnt = Learnt.load(lake.root / champion.path) if champion and champion.version != POPULARITY else None
@@ -98,15 +99,16 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
         raise Interrupted(f"The training of {policy_version} was ended by SIGTERM. What it has learnt is saved: `nightjar run train --day {day}` goes on.")
     network, scale = fitted
 
-    evening = DecayedCounts.of(counts, len(catalogue), day_number(last) + 1, 1).features()[0]
+    evening = DecayedCounts.of(data.counts, len(catalogue), day_number(last) + 1, 1).features()[0]
+    config = {"reward_scale": scale, "train": settings.train.for_log(data.counts.has_refusals).model_dump()}
     with whole_folder(lake.root / POLICIES / policy_version, last=MANIFEST) as folder:
-        save_policy(folder, network, catalogue, evening, {"reward_scale": scale, "train": settings.train.for_log(counts.has_refusals).model_dump()}, manifest)
+        save_policy(folder, network, catalogue, evening, config, manifest)
     row = {
         "policy_version": policy_version,
         "path": f"{POLICIES}/{policy_version}",
         "trained_from": first,
         "trained_to": last,
-        "steps": int(counts.steps.sum()),
+        "steps": int(data.counts.steps.sum()),
         "items": len(catalogue) - 1,
         "manifest": json.dumps(manifest, sort_keys=True),
         "day": day,
@@ -114,12 +116,21 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
     lake.replace("gold.policies", pa.Table.from_pylist([row], lake.schema("gold.policies")), "train", [day], inputs)
 
 
-def _check_enough(counts: DailyCounts, catalogue: Catalogue, first: date, last: date, lake: Lake) -> None:
-    steps, items = int(counts.steps.sum()), len({*counts.item.tolist()})
+def _check_enough(counts: DailyCounts, catalogue: Catalogue, first: date, last: date, validation_days: int, lake: Lake) -> None:
+    if last < first:
+        taken = " and train.validation_days" if validation_days else ""
+        raise TooLittleData(f"No day is left to learn from: evaluate.holdout_days{taken} take all of train.window_days. Widen it, or lower what it takes.")
+    known = counts.until(day_number(last))
+    steps, items = int(known.steps.sum()), len({*known.item.tolist()})
+    kept = f" The {validation_days} after them are kept for validation: lower train.validation_days." if validation_days else ""
     if steps < 2 or items < 2:
         raise TooLittleData(
             f"Training needs at least 2 steps with 2 different items; the days {first}..{last} of gold.transitions in {lake.root} hold {steps} "
-            f"steps with {items} items ({len(catalogue) - 1} are known). Land more days, widen train.window_days, or lower evaluate.holdout_days."
+            f"steps with {items} items ({len(catalogue) - 1} are known).{kept} Land more days, widen train.window_days, or lower evaluate.holdout_days."
+        )
+    if validation_days and len(known.day) == len(counts.day):
+        raise TooLittleData(
+            f"Validation needs a step; the {validation_days} days after {last} hold none in gold.transitions in {lake.root}. Raise train.validation_days."
         )
 
 
@@ -131,17 +142,25 @@ class TrainingData:
     buckets: Buckets
     counts: DailyCounts  # of the steps of all buckets; what is learnt is in units of their mean reward
     first_day: int  # days since 1970-01-01
-    eligible: Bools  # [days, items]
+    eligible: Bools  # [days, items], those of validation included
+    validation: LateBuckets | None = None  # steps of the days after, which say when to stop; popularity is as of the evening before them
 
     @classmethod
-    def build(cls, lake: Lake, catalogue: Catalogue, buckets: Buckets, counts: DailyCounts, first: date, last: date) -> TrainingData:
-        """With the availability on each day of the steps; what was chosen counts as available."""
-        begin = int(counts.day[0]) if len(counts.day) else day_number(last)
-        first = first + timedelta(days=begin - day_number(first))
-        eligible = load_availability(lake, catalogue, counts, first, last)
+    def load(cls, lake: Lake, catalogue: Catalogue, version: int, first: date, last: date, validation_days: int, context: int) -> TrainingData:
+        """The days first..last of a version of gold.transitions, and so many days of validation after them; what was chosen counts as available.
+
+        Raises TooLittleData when there is nothing to choose between, or no step in the days of validation.
+        """
+        end, places = last + timedelta(days=validation_days), item_places(lake, catalogue)
+        learnt, everything = (LakeBuckets(lake, ShardManifest.of(lake, first, until, version).shards, places) for until in (last, end))
+        counts = DailyCounts.of(steps for _, steps in map(everything.read, range(len(everything.sizes))))
+        _check_enough(counts, catalogue, first, last, validation_days, lake)
+        begin = int(counts.day[0])
+        eligible = load_availability(lake, catalogue, counts, first + timedelta(days=begin - day_number(first)), end)
         eligible[counts.day - begin, counts.item] = True
         eligible[:, 0] = False
-        return cls(catalogue, buckets, counts, begin, eligible)
+        validation = LateBuckets(everything, day_number(last) + 1, context) if validation_days else None
+        return cls(catalogue, learnt, counts.until(day_number(last)), begin, eligible, validation)
 
 
 @dataclass(frozen=True)
@@ -183,6 +202,9 @@ def fit(
     """Train a network from `train.seed`; return it with the scale of its rewards (Q · scale is in units of the reward).
 
     Where train.warm_epochs is set, and an earlier policy of the same shape is given, it begins with what that one has `learnt`.
+
+    With `train.patience` it is as it was after the epoch with the lowest loss over `data.validation`, which has to be there then.
+    Raises TooLittleData when no reward there is final, and nothing else is learnt.
 
     The same arguments give the same weights, bit for bit, on a CPU with the same number of threads. A training that SIGTERM ended
     returns None; given the same `draft`, a file, it goes on from there as if nothing had been.
@@ -267,10 +289,14 @@ class _Learner:
         self._online, self._target = network.train(), copy.deepcopy(network).eval()
         self._data, self._train, self._device, self._draft = data, train, device, draft
         self._table = item_table(data.catalogue.item_ids, data.catalogue.categories, data.catalogue, device)
-        packing = Packing(train.context, train.context + 1, max(1, train.batch_steps // (train.context + 1)))
-        self._loader = Loader(data.buckets, packing, train.seed, workers=2 if device.type == "cuda" else 0)
+        self._packing = Packing(train.context, train.context + 1, max(1, train.batch_steps // (train.context + 1)))
+        self._loader = Loader(data.buckets, self._packing, train.seed, workers=2 if device.type == "cuda" else 0)
         self._position, self._done = Position(), 0
         self._modules: dict[str, nn.Module] = {"online": self._online, "target": self._target}
+        self._best = copy.deepcopy(network) if train.patience else None
+        self._lowest, self._waited = math.inf, 0  # the validation loss of the best, and how many epochs have passed since
+        if self._best:
+            self._modules["best"] = self._best
         self._decayed = DecayedCounts.of(data.counts, len(data.catalogue), data.first_day, len(data.eligible))
         self._modules["dual"] = self._dual = nn.ParameterList([torch.zeros(())]).requires_grad_(False)  # log alpha, where it is tuned to a gap
         self._by_row: RowAdagrad | None = None
@@ -292,19 +318,28 @@ class _Learner:
         found = load_checkpoint(self._draft, self._modules, self._optimiser) if self._draft else None
         if found:
             self._position, self._done = Position(**found["position"]), found["done"]
+            self._lowest, self._waited = found["lowest"], found["waited"]
         return self._done
 
     def learn(self, progress: Callable[[int, dict[str, float]], None], is_asked_to_end: Callable[[], bool]) -> bool:
-        """All epochs, or the rest of them, unless asked to end; whether that was all.
+        """All epochs, or the rest of them, unless asked to end; whether that was all. With patience fewer may be all, and the best one counts.
 
         `progress` is told, after each batch, how many steps it had and the parts of the loss.
         """
+        if self._best and self._validation_loss() == 0:
+            raise TooLittleData(
+                f"All rewards of the validation days can still grow, so nothing is seen by them: raise train.validation_days "
+                f"(now {self._train.validation_days}) to more than the longest maturity_days of [event_types] less evaluate.holdout_days."
+            )
         steps, saved = self._train.epochs * sum(self._data.buckets.sizes), time.monotonic()
-        while self._position.epoch < self._train.epochs:
+        while self._position.epoch < self._train.epochs and self._waited != self._train.patience:
             for packed, behind in self._loader.batches(self._position):
                 fresh = int(packed.fresh.sum())
                 batch = batch_of(packed, self._data.first_day, self._data.counts.mean_reward, self._device)
-                progress(fresh, self._update(batch, _schedule((self._done + fresh) / steps)))
+                parts = self._update(batch, _schedule((self._done + fresh) / steps))
+                if self._best and behind.epoch > self._position.epoch:
+                    parts["validation"] = self._validate(self._best)
+                progress(fresh, parts)
                 self._position, self._done = behind, self._done + fresh
                 if is_asked_to_end():
                     self._save()
@@ -314,15 +349,47 @@ class _Learner:
                     saved = time.monotonic()
         if self._draft:
             self._draft.unlink(missing_ok=True)
+        if self._best:
+            self._online.load_state_dict(self._best.state_dict())
         return True
 
     def _save(self) -> None:
         if self._draft:
-            save_checkpoint(self._draft, self._modules, self._optimiser, {"position": asdict(self._position), "done": self._done})
+            progress = {"position": asdict(self._position), "done": self._done, "lowest": self._lowest, "waited": self._waited}
+            save_checkpoint(self._draft, self._modules, self._optimiser, progress)
+
+    def _validate(self, best: Network) -> float:
+        """The validation loss; the best takes over the weights if it is the lowest so far."""
+        loss = self._validation_loss()
+        if not math.isfinite(loss):
+            raise TrainingFailed(f"The validation loss became {loss}: lower train.learning_rate (now {self._train.learning_rate}), or the size of the rewards.")
+        self._waited += 1
+        if loss < self._lowest:
+            self._lowest, self._waited = loss, 0
+            best.load_state_dict(self._online.state_dict())
+        return loss
+
+    @torch.no_grad()
+    def _validation_loss(self) -> float:
+        """Mean over the steps, of the same windows and drawn items each time; the random state stays as it was."""
+        assert self._data.validation is not None
+        begin, summed, steps = self._data.validation.first_day - self._data.first_day, 0.0, 0
+        self._online.eval()
+        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
+            torch.manual_seed(self._train.seed)
+            for packed, _ in Loader(self._data.validation, self._packing, self._train.seed).batches(Position()):
+                batch = batch_of(packed, self._data.first_day, self._data.counts.mean_reward, self._device)
+                batch = replace(batch, learnt=batch.learnt & (batch.day >= begin))
+                learnt = int(batch.learnt.sum())
+                if learnt:
+                    summed += learnt * float(batch_loss(self._online, self._target, *self._looked_at(batch), self._train).total)
+                    steps += learnt
+        self._online.train()
+        return summed / steps
 
     def _update(self, batch: Batch, rate: float) -> dict[str, float]:
         """One step of the optimisers, at that share of their rates; the parts of the loss."""
-        part, counted = (self._whole, batch) if self._by_row is None else self._looked_at(batch)
+        part, counted = self._looked_at(batch)
         own = self._online.own(part.table)
         if self._by_row:
             own = (own[0].detach().requires_grad_(), own[1].detach().requires_grad_())
@@ -357,7 +424,9 @@ class _Learner:
         return {"loss": total, **parts}
 
     def _looked_at(self, batch: Batch) -> tuple[Part, Batch]:
-        """The items of the batch's rows and some drawn ones, and the batch in their numbers."""
+        """All items; of a large catalogue those of the batch's rows and some drawn ones, and the batch in their numbers."""
+        if self._by_row is None:
+            return self._whole, batch
         drawn = self._proposal.draw(self._train.negatives)
         items, place = torch.unique(torch.cat([torch.zeros(1, dtype=torch.int64), batch.rows.item.cpu().flatten(), drawn.items]), return_inverse=True)
         popularity = torch.from_numpy(self._decayed.features(items.numpy())).to(self._device)

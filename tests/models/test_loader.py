@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from deltalake import write_deltalake
 from jobs.contracts.errors import TooLittleData
 from jobs.lake import Lake
 from models.data import END_CODES, Steps, day_number, read_steps
-from models.loader import LakeBuckets, Loader, Packed, Packing, Position, cut, pack
+from models.loader import HeldBucket, LakeBuckets, LateBuckets, Loader, Packed, Packing, Position, cut, pack
 from models.shards import ShardManifest
+from tests.models.made import DAY as MADE_DAY
 from tests.models.made import make
 
 FIRST = date(2026, 1, 1)
@@ -295,6 +297,27 @@ def test_little_is_padding(seed: int) -> None:
     packed = pack(users_of(lengths), 64, 512, np.random.default_rng(seed))
     assert float((packed.segment == 0).float().mean()) < 0.02
     assert int(packed.fresh.sum()) == sum(lengths)
+
+
+@pytest.mark.parametrize("context", [2, 3, 8])
+def test_of_late_steps_the_context_comes_along(context: int) -> None:
+    """Each user's rewards from the third day on, and so many before them; of a user with none of these days nothing."""
+    rng = np.random.default_rng(context)
+    days = {f"u{user}": sorted(rng.integers(0, 4, size=user).tolist()) for user in range(14)} | {"early": [0, 1, 1]}
+    histories = {user: [(1, float(100 * place + step)) for step in range(len(days[user]))] for place, user in enumerate(days)}
+    steps = make(histories, days)
+    expected = []
+    for user, rewards in histories.items():
+        late = [place for place, day in enumerate(days[user]) if day >= 2]
+        expected.append([reward for _, reward in rewards[max(0, late[0] - context) :]] if late else [])
+    bucket, found = LateBuckets(HeldBucket(steps), MADE_DAY + 2, context).read(0)
+    assert (bucket, found.user_ids) == (0, steps.user_ids)
+    assert [found.reward[begin:end].tolist() for begin, end in pairwise(found.offsets)] == expected
+
+
+def test_of_late_steps_none_may_be_left() -> None:
+    late = LateBuckets(HeldBucket(make({"u": [(1, 1.0), (2, 1.0)]})), MADE_DAY + 1, 8)
+    assert list(Loader(late, PACKING, 0).batches(START)) == []
 
 
 def test_nobody_is_no_row() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,8 +21,9 @@ from jobs.contracts.errors import FutureData, NotReady, TooLittleData, TrainingF
 from jobs.lake import Lake
 from jobs.settings import Evaluate, Settings, Train
 from models import train as training
-from models.data import Catalogue, Steps, load_catalogue, version_as_of
-from models.loader import pack
+from models.data import Catalogue, DailyCounts, Steps, load_catalogue, version_as_of
+from models.events import until
+from models.loader import HeldBucket, LateBuckets, pack
 from models.losses import Drawn
 from models.network import Network, rows_of
 from models.policy import Learnt, Policy, save_policy
@@ -95,12 +97,89 @@ def test_interrupted_is_uninterrupted(tmp_path: Path, monkeypatch: pytest.Monkey
     assert list(draft.parent.iterdir()) == []
 
 
+def with_validation(log: Steps, items: int) -> TrainingData:
+    """The last day of a log is for validation."""
+    last = int(log.day.max())
+    data = training_data(catalogue(items), log)
+    learnt = until(log, last - 1)
+    return dataclasses.replace(data, buckets=HeldBucket(learnt), counts=DailyCounts.of([learnt]), validation=LateBuckets(HeldBucket(log), last, SMALL.context))
+
+
+def watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, dict[str, torch.Tensor]]]:
+    """Validation loss and weights of each epoch to come."""
+    found: list[tuple[float, dict[str, torch.Tensor]]] = []
+    validate = training._Learner._validate
+
+    def watched(learner: training._Learner, best: Network) -> float:
+        found.append((validate(learner, best), weights(learner._online)))
+        return found[-1][0]
+
+    monkeypatch.setattr(training._Learner, "_validate", watched)
+    return found
+
+
+NOISE = random_steps(9, 20, 12, seed=3)  # of which nothing can be learnt but by heart
+BY_HEART = SMALL.model_copy(update={"learning_rate": 0.05, "epochs": 12, "patience": 2, "dropout": 0.2})
+
+
+@pytest.mark.parametrize("exact_items", [12, 11], ids=["exact", "drawn"])
+def test_training_stops_where_validation_gets_no_better(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], exact_items: int) -> None:
+    """After two epochs without a lower loss; the weights are those of the lowest. To watch changes no weight of any epoch."""
+    train = BY_HEART.model_copy(update={"exact_items": exact_items, "negatives": 5})
+    watched, data = watch(monkeypatch), with_validation(NOISE, 12)
+    made = weights(trained(data, train, CPU))
+    losses = [loss for loss, _ in watched]
+    best = losses.index(min(losses))
+    assert len(losses) == best + 3 < 12
+    assert all(torch.equal(tensor, made[name]) for name, tensor in watched[best][1].items())
+    told = capsys.readouterr().err
+    assert all(f"validation {loss:.4f}; " in told for loss in losses)
+    del watched[:]
+    trained(data, train.model_copy(update={"patience": 12}), CPU)
+    assert [loss for loss, _ in watched[: len(losses)]] == losses
+    unwatched = weights(trained(data, train.model_copy(update={"patience": None}), CPU))
+    assert all(torch.equal(tensor, watched[-1][1][name]) for name, tensor in unwatched.items())
+
+
+def test_the_validation_loss_is_that_of_the_steps_of_its_days() -> None:
+    """Two users of two days with one step each on the second: the mean of what each alone gives, whatever the first day's steps were worth."""
+    train = SMALL.model_copy(update={"patience": 1})
+
+    def loss(*users: int, first_reward: float = 0.0, last_reward: float = 1.0) -> float:
+        histories: list[list[dict[str, Any]]] = [
+            [{"item": 1 + user, "reward": first_reward}, {"item": 3, "reward": 0}, {"item": 2 + user, "reward": last_reward, "time": 24 * 3600}]
+            for user in users
+        ]
+        data = dataclasses.replace(with_validation(steps(histories), 6), counts=DailyCounts.of([]))
+        return training._Learner(network(catalogue(6), seed=1), data, train, CPU)._validation_loss()
+
+    assert loss(0, 1) == pytest.approx((loss(0) + loss(1)) / 2, rel=1e-5)
+    assert loss(0, first_reward=5.0) == loss(0) != loss(0, last_reward=0.0)
+
+
+@pytest.mark.parametrize("exact_items", [12, 11], ids=["exact", "drawn"])
+def test_interrupted_is_uninterrupted_with_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact_items: int) -> None:
+    """Bit for bit, interrupted after every second batch, each epoch's last one among them."""
+    data, train = with_validation(NOISE, 12), BY_HEART.model_copy(update={"exact_items": exact_items, "negatives": 5})
+    whole, draft = weights(trained(data, train, CPU)), tmp_path / "p.checkpoint"
+    for interruptions in range(100):
+        with monkeypatch.context() as patch:
+            interrupt(patch, 2)
+            fitted = fit(data, EVENT_TYPES, train, True, CPU, draft)
+        if fitted is not None:
+            break
+        torch.manual_seed(interruptions)
+    assert fitted is not None
+    assert interruptions > 4
+    assert all(torch.equal(tensor, weights(fitted[0])[name]) for name, tensor in whole.items())
+
+
 def test_sigterm_ends_a_night_that_is_gone_on_with(lake: Lake, settings: Settings) -> None:
     """As a process: it exits 0, and the same command again makes the policy that an uninterrupted run makes, and leaves nothing else."""
     assert isinstance(lake.root, Path)
     settings = settings.model_copy(update={"train": SMALL.model_copy(update={"window_days": DAYS, "epochs": 150})})
     land(lake, users=6, items=7)
-    environment = os.environ | {f"NIGHTJAR_TRAIN__{name.upper()}": str(value) for name, value in settings.train.model_dump().items()}
+    environment = os.environ | {f"NIGHTJAR_TRAIN__{name.upper()}": str(value) for name, value in settings.train.model_dump(exclude_none=True).items()}
     environment |= {"NIGHTJAR_LAKE": str(lake.root)}
     command = [sys.executable, "-m", "models", "run", "train", "--day", str(D)]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT) as child:
@@ -355,6 +434,57 @@ def test_one_user_is_enough(lake: Lake, settings: Settings) -> None:
 def test_a_day_without_transitions(lake: Lake, settings: Settings) -> None:
     with pytest.raises(NotReady, match=r"gold\.transitions"):
         training.run(lake, settings, date(2026, 1, 1))
+
+
+def test_validation_days_are_told_and_not_learnt_from(lake: Lake, settings: Settings) -> None:
+    """Nor are held-out ones looked at: whatever they bring, the weights are the same."""
+    settings = settings.model_copy(update={"train": SMALL.model_copy(update={"patience": 1, "validation_days": 2, "epochs": 4})})
+    found = []
+    for reward in (0.0, 9.0):
+        land(lake, users=6, items=7)
+        rows = lake.read("gold.transitions").to_pylist()
+        changed = [row | {"reward": reward} if row["day"] == D else row for row in rows]
+        days = sorted({row["day"] for row in rows})
+        lake.replace("gold.transitions", pa.Table.from_pylist(changed, lake.schema("gold.transitions")), "transitions", days, {})
+        training.run(lake, settings, D)
+        (row,) = lake.read("gold.policies").to_pylist()
+        found.append((lake.root / row["path"] / "policy.safetensors").read_bytes())
+    assert found[0] == found[1]
+    manifest = json.loads(row["manifest"])
+    assert (manifest["trained_to"], manifest["validated_on"]) == (str(D - timedelta(days=3)), [str(D - timedelta(days=2)), str(D - timedelta(days=1))])
+    assert (row["trained_to"], row["steps"]) == (D - timedelta(days=3), 6 * (DAYS - 3))
+    assert sum(shard["rows"] for shard in manifest["shards"]) == 6 * (DAYS - 1)
+
+
+def test_too_few_days_for_validation(lake: Lake, settings: Settings) -> None:
+    """None left, none with a step to learn from, none with a step to validate by."""
+    land(lake, users=2, items=4)
+    for validation_days, message in (
+        (DAYS - 1, r"evaluate\.holdout_days and train\.validation_days take all of train\.window_days"),
+        (DAYS, r"the days 2025-12-30\.\.2025-12-30 .* hold 0 steps .* The 6 after them are kept for validation: lower train\.validation_days\."),
+    ):
+        train = SMALL.model_copy(update={"patience": 1, "validation_days": validation_days, "window_days": DAYS + 2 * (validation_days == DAYS)})
+        with pytest.raises(TooLittleData, match=message):
+            training.run(lake, settings.model_copy(update={"train": train}), D)
+    rows = lake.read("gold.transitions").to_pylist()
+    kept = [row for row in rows if row["day"] != D - timedelta(days=1)]
+    days = sorted({row["day"] for row in rows})
+    lake.replace("gold.transitions", pa.Table.from_pylist(kept, lake.schema("gold.transitions")), "transitions", days, {})
+    with pytest.raises(TooLittleData, match=r"Validation needs a step; the 1 days after 2026-01-04 hold none"):
+        training.run(lake, settings.model_copy(update={"train": SMALL.model_copy(update={"patience": 1})}), D)
+
+
+def test_rewards_that_can_still_grow_validate_nothing(lake: Lake, settings: Settings) -> None:
+    """Unless the penalty does: it asks for no reward."""
+    land(lake, users=6, items=7)
+    rows = [row | {"end": "immature"} if row["day"] >= D - timedelta(days=1) else row for row in lake.read("gold.transitions").to_pylist()]
+    days = sorted({row["day"] for row in rows})
+    lake.replace("gold.transitions", pa.Table.from_pylist(rows, lake.schema("gold.transitions")), "transitions", days, {})
+    train = SMALL.model_copy(update={"patience": 1, "backup": "logged", "alpha": 0.0, "supervised": 0.0})
+    with pytest.raises(TooLittleData, match=r"raise train\.validation_days \(now 1\) to more than the longest maturity_days"):
+        training.run(lake, settings.model_copy(update={"train": train}), D)
+    for change in ({"validation_days": 2}, {"alpha": 0.1}):
+        training.run(lake, settings.model_copy(update={"train": train.model_copy(update=change)}), D)
 
 
 def test_what_may_not_come_again_is_no_target() -> None:
