@@ -127,6 +127,23 @@ def convert(
 
 
 @app.command()
+def tune(
+    day: Day,
+    trials: Annotated[int, typer.Option(min=1, help="trials in all: the same command again goes on to so many")],
+    timeout: Annotated[float | None, typer.Option(min=0, help="no trial begins after so many minutes", metavar="MINUTES")] = None,
+    storage: Annotated[Path | None, typer.Option(help="record of the trials; else tune/DAY.log beside the settings file", metavar="FILE")] = None,
+) -> None:
+    """Look for better settings of the learner, judged on the last training days, and write a settings file with the best.
+
+    The held-out days that the night is judged on are not looked at. Ctrl-C ends it once the trial in course is stored.
+    """
+    from jobs.operate.run import become_models
+
+    options = [word for name, value in (("--timeout", timeout), ("--storage", storage)) if value is not None for word in (name, str(value))]
+    become_models("tune", "--day", str(parse_day(day)), "--trials", str(trials), options)
+
+
+@app.command()
 def status() -> None:
     """Show which days each table holds, what is stale, what is running and what has failed."""
     from jobs.operate.status import print_status

@@ -13,7 +13,7 @@ from jobs.contracts.errors import exit_status
 from jobs.contracts.exports import EXPORT_FORMATS, HISTORY
 from jobs.lake import Lake
 from jobs.runs import carry_out
-from jobs.settings import Settings, load_settings
+from jobs.settings import Settings, config_path, load_settings
 from jobs.steps import find_step
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -41,6 +41,20 @@ def recommend(day: Day, policy: Annotated[str | None, typer.Option(help="a polic
     settings = load_settings()
     for answer in answers(iter(sys.stdin.readline, ""), _lake(settings), settings, parse_day(day), policy):
         print(answer, flush=True)
+
+
+@app.command()
+def tune(
+    day: Day,
+    trials: Annotated[int, typer.Option(min=1, help="trials in all")],
+    timeout: Annotated[float | None, typer.Option(help="minutes")] = None,
+    storage: Annotated[Path | None, typer.Option(help="record of the trials")] = None,
+) -> None:
+    """Tune the learner."""
+    from models.tune import tune as search
+
+    settings, wanted = load_settings(), parse_day(day)
+    search(_lake(settings), settings, wanted, trials, timeout, storage or config_path().parent / "tune" / f"{wanted}.log")
 
 
 @app.command("export-transitions")

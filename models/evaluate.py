@@ -61,7 +61,7 @@ def judge(policies: Mapping[str, Ranker], steps: Steps, available: Bools, first_
     """
     train = until(steps, day_number(first_day) - 1)
     rankers = {**policies, **baselines(train, available.shape[1], day_number(first_day) - 1, settings)}
-    court = _Court(steps, train, Candidates(available, day_number(first_day), settings.evaluate.repeats), settings)
+    court = Court(steps, train, Candidates(available, day_number(first_day), settings.evaluate.repeats), settings)
     judged = court.log()
     for name, ranker in rankers.items():
         judged |= {(name, metric): estimate for metric, estimate in court.judge(ranker)}
@@ -89,7 +89,7 @@ def _is_worth_something(reward: str) -> bool:
     return "value" in reward or not set(reward) <= set("0. ")
 
 
-class _Court:
+class Court:
     """The held-out steps, and what judging each ranker by them has in common."""
 
     def __init__(self, steps: Steps, train: Steps, candidates: Candidates, settings: Settings) -> None:
@@ -103,16 +103,16 @@ class _Court:
         self._first = first[np.isin(first.users, drawn)]
         self._popularity = np.bincount(train.item, minlength=items)
         self._with_propensity = np.isfinite(self._events.propensities)
-        self._is_logged = len(self._events) > 0 and bool(self._with_propensity.mean() >= 0.5)
+        self.is_logged = len(self._events) > 0 and bool(self._with_propensity.mean() >= 0.5)  # the propensities of most steps
         self._behaviour = self._events.propensities
-        if not self._is_logged:
+        if not self.is_logged:
             self._with_propensity = np.ones(len(self._events), dtype=bool)
             self._behaviour = EstimatedBehaviour(train, items).propensities(steps)[steps.day >= candidates.first_day][chosen]
 
     @property
     def value_metric(self) -> str:
         """`snips`, or where propensities are not logged a name that says that they are estimated."""
-        return "snips" if self._is_logged else "snips_estimated_propensities"
+        return "snips" if self.is_logged else "snips_estimated_propensities"
 
     def log(self) -> Judgement:
         """What the logging system earned per step, how much of its log can be used, and how surely it chose."""
@@ -128,10 +128,14 @@ class _Court:
 
     def judge(self, ranker: Ranker) -> Iterator[tuple[str, Estimate]]:
         """Metrics of one ranker, by name."""
-        ranks = rank(ranker, self._steps, self._events, self._candidates)
-        yield from self._ranking("", ranks, self._events)
+        yield from self.judge_steps(ranker)
         yield from self._ranking("first_", rank(ranker, self._steps, self._first, self._candidates), self._first)
         yield from self._lists(ranker)
+
+    def judge_steps(self, ranker: Ranker) -> Iterator[tuple[str, Estimate]]:
+        """Of these metrics those over all steps, each after all of the user's steps before it: ranking and value."""
+        ranks = rank(ranker, self._steps, self._events, self._candidates)
+        yield from self._ranking("", ranks, self._events)
         yield from self._value(ranks)
 
     def _ranking(self, prefix: str, ranks: Ranks, events: Events) -> Iterator[tuple[str, Estimate]]:

@@ -23,6 +23,11 @@ class Shard:
     bytes: int
     sha256: str  # of the names and sizes of its files; a file that has a name never changes
 
+    @property
+    def content(self) -> dict[str, int]:
+        """It by what it holds and not by its files, which have other names wherever the same rows are written again."""
+        return {"bucket": self.bucket, "rows": self.rows, "bytes": self.bytes}
+
     @classmethod
     def of(cls, bucket: int, files: Sequence[DataFile]) -> Shard:
         """The shard of the files of a bucket."""

@@ -52,6 +52,8 @@ from models.progress import training_progress
 from models.sampling import Proposal, RowAdagrad
 from models.shards import ShardManifest
 
+AfterEpoch = Callable[[int, Network], None]  # told how many epochs have passed, and the network as it is then
+
 _WARM_UP = 0.05  # share of the steps over which the learning rate rises; then it falls as a cosine, to a tenth
 _LARGEST_GRADIENT = 1.0
 _ROW_RATE = 0.05  # of RowAdagrad
@@ -82,8 +84,7 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
         "trained_to": str(last),
         "validated_on": [*map(str, validated)],
         "inputs": inputs,
-        # By what they hold and not by their files, which have other names wherever the same rows are written again.
-        "shards": [{"bucket": shard.bucket, "rows": shard.rows, "bytes": shard.bytes} for shard in shards],
+        "shards": [shard.content for shard in shards],
         "revision": revision(),
         "seed": settings.train.seed,
         "began_with": champion.version if champion else None,
@@ -198,20 +199,21 @@ def fit(
     device: torch.device,
     draft: Location | None = None,
     learnt: Learnt | None = None,
+    after_epoch: AfterEpoch | None = None,
 ) -> tuple[Network, float] | None:
     """Train a network from `train.seed`; return it with the scale of its rewards (Q · scale is in units of the reward).
 
     Where train.warm_epochs is set, and an earlier policy of the same shape is given, it begins with what that one has `learnt`.
 
     With `train.patience` it is as it was after the epoch with the lowest loss over `data.validation`, which has to be there then.
-    Raises TooLittleData when no reward there is final, and nothing else is learnt.
+    Raises TooLittleData when no reward there is final, and nothing else is learnt. What `after_epoch` raises ends the training.
 
-    The same arguments give the same weights, bit for bit, on a CPU with the same number of threads. A training that SIGTERM ended
-    returns None; given the same `draft`, a file, it goes on from there as if nothing had been.
+    The same arguments give the same weights, bit for bit, on a CPU with the same number of threads. Given a `draft`, a file,
+    a training that SIGTERM ends returns None, and the next one goes on from there as if nothing had been.
     """
     config = config_of(train, event_types, repeats)
     train = train.for_log(data.counts.has_refusals)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _reproducible(device), _term_asked() as is_asked_to_end:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _reproducible(device), _term_asked(draft) as is_asked_to_end:
         torch.manual_seed(train.seed)
         network = Network(config, len(data.catalogue) - 1, len(category_paths(data.catalogue.categories))).to(device)
         if train.warm_epochs and learnt and learnt.network.config == config:
@@ -221,7 +223,7 @@ def fit(
             _levelled(network, data.counts.level, train.gamma)
         learner = _Learner(network, data, train, device, draft)
         with training_progress(train.epochs, sum(data.buckets.sizes), learner.resumed()) as progress:
-            if not learner.learn(progress, is_asked_to_end):
+            if not learner.learn(progress, is_asked_to_end, after_epoch):
                 return None
     return network.eval(), data.counts.mean_reward
 
@@ -255,14 +257,14 @@ def _reproducible(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _term_asked() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM has come, which ends nothing meanwhile. Only the main thread hears it."""
+def _term_asked(draft: Location | None) -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM has come, which ends nothing meanwhile. Only the main thread hears it, and without a draft it is left to whoever hears it."""
     heard: list[int] = []
 
     def hear(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         heard.append(number)
 
-    if threading.current_thread() is not threading.main_thread():
+    if draft is None or threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     before = signal.signal(signal.SIGTERM, hear)
@@ -321,10 +323,10 @@ class _Learner:
             self._lowest, self._waited = found["lowest"], found["waited"]
         return self._done
 
-    def learn(self, progress: Callable[[int, dict[str, float]], None], is_asked_to_end: Callable[[], bool]) -> bool:
+    def learn(self, progress: Callable[[int, dict[str, float]], None], is_asked_to_end: Callable[[], bool], after_epoch: AfterEpoch | None = None) -> bool:
         """All epochs, or the rest of them, unless asked to end; whether that was all. With patience fewer may be all, and the best one counts.
 
-        `progress` is told, after each batch, how many steps it had and the parts of the loss.
+        `progress` is told, after each batch, how many steps it had and the parts of the loss. What `after_epoch` raises ends it.
         """
         if self._best and self._validation_loss() == 0:
             raise TooLittleData(
@@ -337,10 +339,14 @@ class _Learner:
                 fresh = int(packed.fresh.sum())
                 batch = batch_of(packed, self._data.first_day, self._data.counts.mean_reward, self._device)
                 parts = self._update(batch, _schedule((self._done + fresh) / steps))
-                if self._best and behind.epoch > self._position.epoch:
+                is_last = behind.epoch > self._position.epoch
+                if self._best and is_last:
                     parts["validation"] = self._validate(self._best)
                 progress(fresh, parts)
                 self._position, self._done = behind, self._done + fresh
+                if after_epoch and is_last:
+                    after_epoch(behind.epoch, self._online.eval())
+                    self._online.train()
                 if is_asked_to_end():
                     self._save()
                     return False

@@ -51,7 +51,7 @@ def test_a_package_imports_only_what_it_may(package: str) -> None:
         ("jobs.cli", ("pyspark", "torch", "airflow", "mlflow", "pandas")),
         ("jobs.contracts.tables", ("pyarrow", "deltalake", "pyspark", "numpy")),
         ("jobs.steps", ("pyarrow", "deltalake", "pyspark", "numpy")),
-        ("models.train", ("pyspark", "airflow")),
+        ("models.train", ("pyspark", "airflow", "optuna")),
         ("models.score", ("pyspark", "airflow")),
         ("models.export", ("pyspark", "torch", "h5py", "minari")),
         ("jobs.world.simulate", ("pyspark", "torch")),

@@ -81,6 +81,10 @@ class Interrupted(NightjarError):
     status = 0
 
 
+class OtherStudy(NightjarError):
+    """A record of tuning that can't be gone on with: of other data or settings, or something else altogether."""
+
+
 class BadRequest(NightjarError):
     """A request for recommendations that can't be read."""
 

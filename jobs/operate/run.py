@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 
@@ -53,12 +53,25 @@ def run_steps(work: Sequence[tuple[str, DayRange]], settings: Settings) -> None:
 
 def run_models(*arguments: Sequence[str] | str) -> None:
     """Start `python -m models …` and wait. Raises ProcessFailed when it ends with a failure."""
-    words = [word for argument in arguments for word in ([argument] if isinstance(argument, str) else argument)]
-    # Threads that spin while they wait make a training step 40 times slower beside one busy neighbour.
-    environment = {"OMP_WAIT_POLICY": "passive"} | os.environ
-    status = subprocess.run([sys.executable, "-m", "models", *words], env=environment).returncode
+    words = _words(arguments)
+    status = subprocess.run([sys.executable, *words], env=_environment()).returncode
     if status != 0:
-        raise ProcessFailed(f"`python -m models {' '.join(words)}` ended with status {status}; its own message stands above.")
+        raise ProcessFailed(f"`python {' '.join(words)}` ended with status {status}; its own message stands above.")
+
+
+def become_models(*arguments: Sequence[str] | str) -> NoReturn:
+    """Go on as `python -m models …`: signals reach it, and its status is this process's."""
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, *_words(arguments)], _environment())
+
+
+def _words(arguments: Sequence[Sequence[str] | str]) -> list[str]:
+    return ["-m", "models", *(word for argument in arguments for word in ([argument] if isinstance(argument, str) else argument))]
+
+
+def _environment() -> dict[str, str]:
+    """Threads that spin while they wait make a training step 40 times slower beside one busy neighbour."""
+    return {"OMP_WAIT_POLICY": "passive"} | os.environ
 
 
 @contextmanager

@@ -42,6 +42,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["backfill", "--from", "2026-01-02", "--to", "2026-01-01"], "before it begins on 2026-01-02"),
         (["run", "train", "--day", "2026-01-01", "--to", "2026-01-02"], "train makes one day at a time"),
         (["night", "--day", "2026-13-01"], "is no day"),
+        (["tune", "--day", "soon", "--trials", "2"], "'soon' is no day"),
         (["show", "u1"], "no table serving.recommendations"),
         (["convert", "taobaoo", "here", "there"], "taobao"),
         (["simulate", "there", "--first", "2026"], "is no day"),
@@ -86,6 +87,15 @@ def test_the_list_of_features(config: Path, monkeypatch: pytest.MonkeyPatch, cap
     features = [feature for entity in ENTITIES for feature in declared_of(entity, ("impression", "click", "purchase", "wish"))]
     assert {line.split(" ")[0] for line in printed} >= {feature.name for feature in features}
     assert sum("features of" in line for line in printed) == 2
+
+
+def test_tuning_goes_on_as_the_torch_process(config: Path) -> None:
+    """In the place of this one, so that signals reach it: its message, and no other."""
+    answer = subprocess.run([sys.executable, "-m", "jobs", "tune", "--day", "2026-01-01", "--trials", "2"], capture_output=True, text=True, cwd=ROOT)
+    assert answer.returncode == 1
+    assert answer.stderr.startswith(f"nightjar: gold.transitions in {config.parent}/lake does not hold 2026-01-01 yet.")
+    assert len(answer.stderr.splitlines()) == 1
+    assert list(config.parent.iterdir()) == [config], "nothing half written"
 
 
 def test_the_module_is_the_command(config: Path) -> None:
