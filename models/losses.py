@@ -247,7 +247,7 @@ def _days(day: Tensor) -> list[tuple[int, int, int]]:
     return list(zip(days.tolist(), [0, *ends], ends, strict=False))
 
 
-def n_step_targets(reward: Tensor, end: Tensor, acts: Tensor, bootstrap: Tensor, gamma: float, n_step: int) -> tuple[Tensor, Tensor]:
+def n_step_targets(reward: Tensor, end: Tensor, acts: Tensor, elapsed: Tensor, bootstrap: Tensor, gamma: float, n_step: int) -> tuple[Tensor, Tensor]:
     """Targets of Q and which of them count, in the slots of rows.
 
     target_t = Σ_{j<m} gamma^j r_{t+j} + gamma^m · bootstrap_{t+m}, where m is `n_step`, or less where the episode or the window ends:
@@ -255,43 +255,46 @@ def n_step_targets(reward: Tensor, end: Tensor, acts: Tensor, bootstrap: Tensor,
     last that is looked at, so no return crosses into the next episode; an `immature` step's reward is not known, so its own target
     does not count and those before it bootstrap from the state before it.
     All [rows, slots]: `reward` and `end` (END_CODES) of the step that follows a slot's state in its window, `acts` where there is one,
-    which is never in the last slot of a row; `bootstrap` the value of the slot's state.
+    which is never in the last slot of a row; `elapsed` what passes from that step to the next one, in the unit of `gamma`, of which a power
+    of j stands above for j steps that are one unit apart; `bootstrap` the value of the slot's state.
     """
     width = reward.shape[1]
     place = torch.arange(width, device=reward.device).expand_as(end)
     immature = end == END_CODES["immature"]
     stops = (end != 0) | ~pad(acts[:, 1:], (0, 1))
+    passed = elapsed.cumsum(1) - elapsed
     target = torch.zeros_like(reward)
     running = acts & ~immature
     valid = running
     for ahead in range(n_step):
         at = (place + ahead).clamp(max=width - 1)
         is_immature = immature.gather(1, at)
-        target = target + torch.where(running & is_immature, gamma**ahead * bootstrap.gather(1, at), 0.0)
+        discount = gamma ** (passed.gather(1, at) - passed)
+        target = target + torch.where(running & is_immature, discount * bootstrap.gather(1, at), 0.0)
         running = running & ~is_immature
-        target = target + torch.where(running, gamma**ahead * reward.gather(1, at), 0.0)
+        target = target + torch.where(running, discount * reward.gather(1, at), 0.0)
         cut = stops.gather(1, at) | (ahead == n_step - 1)
         known = running & cut & (end.gather(1, at) != END_CODES["terminated"])
-        target = target + torch.where(known, gamma ** (ahead + 1) * bootstrap.gather(1, (at + 1).clamp(max=width - 1)), 0.0)
+        target = target + torch.where(known, discount * gamma ** elapsed.gather(1, at) * bootstrap.gather(1, (at + 1).clamp(max=width - 1)), 0.0)
         running = running & ~cut
     return target, valid
 
 
-def lambda_returns(reward: Tensor, end: Tensor, acts: Tensor, values: Tensor, gammas: Sequence[float], mixing: float) -> tuple[Tensor, Tensor]:
+def lambda_returns(reward: Tensor, end: Tensor, acts: Tensor, elapsed: Tensor, values: Tensor, gammas: Sequence[float], mixing: float) -> tuple[Tensor, Tensor]:
     """Returns of what was logged, by discount, and which of them count, in the slots of rows, as in `n_step_targets`.
 
     G_t = r_t + gamma · ((1 - mixing) · value_{t+1} + mixing · G_{t+1}), with `mixing` = λ (Sutton and Barto 2018, section 12.1), where the episode
     goes on to a step whose reward is known; else G_t = r_t + gamma · value_{t+1}, and r_t alone where it has `terminated`.
-    `values` and the returns are [rows, slots, gammas].
+    `values` and the returns are [rows, slots, gammas]; for gamma stands its power of `elapsed`.
     """
     immature, terminated = end == END_CODES["immature"], end == END_CODES["terminated"]
     goes_on = (pad(acts[:, 1:] & ~immature[:, 1:], (0, 1)) & (end == 0))[:, :, None]
     after = pad(values[:, 1:], (0, 0, 0, 1)).masked_fill(terminated[:, :, None], 0.0)
-    gamma, reward = values.new_tensor(gammas), reward[:, :, None]
+    discount, reward = values.new_tensor(gammas) ** elapsed[:, :, None], reward[:, :, None]
     running = reward[:, -1].expand_as(values[:, -1])
     found = [running]
     for place in range(reward.shape[1] - 2, -1, -1):
         mixed = torch.where(goes_on[:, place], torch.lerp(after[:, place], running, mixing), after[:, place])
-        running = reward[:, place] + gamma * mixed
+        running = reward[:, place] + discount[:, place] * mixed
         found.append(running)
     return torch.stack(found[::-1], dim=1), acts & ~immature

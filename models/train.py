@@ -59,6 +59,7 @@ _LARGEST_GRADIENT = 1.0
 _ROW_RATE = 0.05  # of RowAdagrad
 _DUAL_RATE = 0.05  # of the logarithm of alpha, where it is tuned to a gap
 _SAVED_EVERY = 300  # seconds
+_LEAST_ELAPSED = 1e-3  # 0 to the power of 0 is 1, and a discount of 0 looks no step ahead
 
 
 def run(lake: Lake, settings: Settings, day: date) -> None:
@@ -174,11 +175,15 @@ class Batch:
     action: Tensor  # int64 its item; 0 = unknown, or none follows
     reward: Tensor  # float32, in units of the scale
     end: Tensor  # int64 END_CODES
+    elapsed: Tensor  # float32 what passes from it to the next step of the window: 1, or a time in units of train.gamma_hours
     day: Tensor  # int64 its day, or, where none follows, that of the step before; index into the days of the training data
 
 
-def batch_of(packed: Packed, first_day: int, scale: float, device: torch.device) -> Batch:
-    """A batch of the loader, on a device; days count from `first_day` on, and rewards in units of `scale`."""
+def batch_of(packed: Packed, first_day: int, scale: float, device: torch.device, gamma_hours: float | None = None) -> Batch:
+    """A batch of the loader, on a device; days count from `first_day` on, and rewards in units of `scale`.
+
+    Time passes by `gamma_hours`, where given, else by steps; after the last step of a window one unit.
+    """
     packed = Packed(*(getattr(packed, field.name).to(device, non_blocking=True) for field in fields(Packed)))
     rows = Rows(*(getattr(packed, field.name).long() for field in fields(Rows)))
     acts = pad((rows.segment[:, 1:] == rows.segment[:, :-1]) & (rows.segment[:, 1:] > 0), (0, 1))
@@ -188,7 +193,11 @@ def batch_of(packed: Packed, first_day: int, scale: float, device: torch.device)
 
     day = torch.where(acts, packed.day.roll(-1, 1), packed.day).long() - first_day
     reward = following(packed.reward) * (1 / scale)
-    return Batch(rows, acts, acts & packed.fresh.roll(-1, 1), following(rows.item), reward, following(packed.end.long()), day)
+    elapsed = torch.ones_like(reward)
+    if gamma_hours is not None:
+        waited = (rows.time.roll(-2, 1) - rows.time.roll(-1, 1)) / (3600 * gamma_hours)
+        elapsed = torch.where(acts & acts.roll(-1, 1), waited.clamp(min=_LEAST_ELAPSED), elapsed)
+    return Batch(rows, acts, acts & packed.fresh.roll(-1, 1), following(rows.item), reward, following(packed.end.long()), elapsed, day)
 
 
 def fit(
@@ -337,7 +346,7 @@ class _Learner:
         while self._position.epoch < self._train.epochs and self._waited != self._train.patience:
             for packed, behind in self._loader.batches(self._position):
                 fresh = int(packed.fresh.sum())
-                batch = batch_of(packed, self._data.first_day, self._data.counts.mean_reward, self._device)
+                batch = batch_of(packed, self._data.first_day, self._data.counts.mean_reward, self._device, self._train.gamma_hours)
                 parts = self._update(batch, _schedule((self._done + fresh) / steps))
                 is_last = behind.epoch > self._position.epoch
                 if self._best and is_last:
@@ -384,7 +393,7 @@ class _Learner:
         with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
             torch.manual_seed(self._train.seed)
             for packed, _ in Loader(self._data.validation, self._packing, self._train.seed).batches(Position()):
-                batch = batch_of(packed, self._data.first_day, self._data.counts.mean_reward, self._device)
+                batch = batch_of(packed, self._data.first_day, self._data.counts.mean_reward, self._device, self._train.gamma_hours)
                 batch = replace(batch, learnt=batch.learnt & (batch.day >= begin))
                 learnt = int(batch.learnt.sum())
                 if learnt:
@@ -515,7 +524,7 @@ def batch_loss(online: Network, target: Network, part: Part, batch: Batch, train
     def there(values: Tensor) -> Tensor:
         return values.flatten(0, 1).index_select(0, places)
 
-    log = batch.reward, batch.end, batch.acts
+    log = batch.reward, batch.end, batch.acts, batch.elapsed
     if train.backup == "logged":
         # V learns the return, which has the noise of all that follows, and Q what follows from one step, as V sees it.
         td = error(there(states.value), *lambda_returns(*log, target_states.value, [train.gamma], train.mixing))

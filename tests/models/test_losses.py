@@ -130,12 +130,19 @@ def test_kin_is_summed_by_category() -> None:
 
 
 def targets(
-    reward: list[float], end: list[str], bootstrap: list[float], gamma: float, n_step: int, length: int | None = None
+    reward: list[float],
+    end: list[str],
+    bootstrap: list[float],
+    gamma: float,
+    n_step: int,
+    length: int | None = None,
+    elapsed: list[float] | None = None,
 ) -> tuple[list[float], list[bool]]:
     steps = len(reward) if length is None else length
     codes = torch.tensor([[END_CODES.get(name, 0) for name in (*end, "")]])
     acts = torch.arange(len(reward) + 1)[None] < steps
-    found, valid = n_step_targets(torch.tensor([[*reward, 0.0]]), codes, acts, torch.tensor([bootstrap]), gamma, n_step)
+    passed = torch.tensor([[*(elapsed or [1.0] * len(reward)), 1.0]])
+    found, valid = n_step_targets(torch.tensor([[*reward, 0.0]]), codes, acts, passed, torch.tensor([bootstrap]), gamma, n_step)
     return [round(value, 6) for value in found[0, :-1].tolist()], valid[0, :-1].tolist()
 
 
@@ -178,18 +185,19 @@ def test_ragged_episodes_against_a_plain_loop() -> None:
     for n_step in (1, 3, 5):
         end = [names[code] for code in rng.integers(0, len(names), 40)]
         reward, bootstrap = rng.random(40).round(2).tolist(), rng.random(41).round(2).tolist()
-        found, valid = targets(reward, end, bootstrap, 0.9, n_step)
+        elapsed = rng.uniform(0.1, 3, 40).round(2).tolist()
+        found, valid = targets(reward, end, bootstrap, 0.9, n_step, elapsed=elapsed)
         for t in range(40):
             total, at = 0.0, t
             while True:
                 if end[at] == "immature":
-                    total += 0.9 ** (at - t) * bootstrap[at]
+                    total += 0.9 ** sum(elapsed[t:at]) * bootstrap[at]
                     break
-                total += 0.9 ** (at - t) * reward[at]
+                total += 0.9 ** sum(elapsed[t:at]) * reward[at]
                 if end[at] == "terminated":
                     break
                 if end[at] or at == 39 or at - t + 1 == n_step:
-                    total += 0.9 ** (at - t + 1) * bootstrap[at + 1]
+                    total += 0.9 ** sum(elapsed[t : at + 1]) * bootstrap[at + 1]
                     break
                 at += 1
             assert valid[t] == (end[t] != "immature")
@@ -197,11 +205,14 @@ def test_ragged_episodes_against_a_plain_loop() -> None:
                 assert found[t] == pytest.approx(total, abs=1e-5)
 
 
-def logged_returns(reward: list[float], end: list[str], value: list[float], gamma: float, mixing: float) -> tuple[list[float], list[bool]]:
+def logged_returns(
+    reward: list[float], end: list[str], value: list[float], gamma: float, mixing: float, elapsed: list[float] | None = None
+) -> tuple[list[float], list[bool]]:
+    passed = torch.tensor([[*(elapsed or [1.0] * len(reward)), 1.0]], dtype=torch.float64)
     codes = torch.tensor([[END_CODES.get(name, 0) for name in (*end, "")]])
     acts = torch.arange(len(reward) + 1)[None] < len(reward)
     found, valid = lambda_returns(
-        torch.tensor([[*reward, 0.0]], dtype=torch.float64), codes, acts, torch.tensor([value], dtype=torch.float64)[:, :, None], [gamma], mixing
+        torch.tensor([[*reward, 0.0]], dtype=torch.float64), codes, acts, passed, torch.tensor([value], dtype=torch.float64)[:, :, None], [gamma], mixing
     )
     return found[0, :-1, 0].tolist(), valid[0, :-1].tolist()
 
@@ -224,3 +235,8 @@ def test_lambda_returns_end_as_the_steps_do() -> None:
     for unknown in (3.0, 300.0):
         found, valid = logged_returns([1, 2, unknown], ["", "", "immature"], [10, 20, 30, 40], 0.5, 1.0)
         assert (found[:2], valid) == ([1 + 1 + 7.5, 17.0], [True, True, False])
+
+
+def test_returns_by_elapsed_time() -> None:
+    """Two units to step 1 and half a unit to step 2, gamma 1/4: G2 = 3 + 40/4; G1 = 2 + 13/2; G0 = 1 + 8.5/16."""
+    assert logged_returns([1, 2, 3], ["", "", ""], [10, 20, 30, 40], 0.25, 1.0, [2.0, 0.5, 1.0])[0] == [1 + 8.5 / 16, 8.5, 13.0]

@@ -47,7 +47,7 @@ def test_the_loss_is_that_of_d3rlpys_discrete_cql() -> None:
     bootstrap = torch.cat([torch.zeros(STATES, 1), chosen_score(states(target, after), best)[:, None]], dim=1)
     rewards, acts = torch.cat([reward, torch.zeros(STATES, 1)], dim=1), torch.tensor([[True, False]]).expand(STATES, 2)
     codes = torch.cat([ends * END_CODES["terminated"], torch.zeros(STATES, 1, dtype=torch.int64)], dim=1)
-    targets, _ = n_step_targets(rewards, codes, acts, bootstrap, GAMMA, n_step=1)
+    targets, _ = n_step_targets(rewards, codes, acts, torch.ones(STATES, 2), bootstrap, GAMMA, n_step=1)
     chosen = chosen_score(now, action[:, 0] + 1)
     error = chosen - targets[:, 0].detach()
     assert 0.1 < error.abs().max() < 1

@@ -29,7 +29,7 @@ from models.network import Network, rows_of
 from models.policy import Learnt, Policy, save_policy
 from models.popularity import POPULARITY_FEATURES
 from models.train import TrainingData, batch_loss, batch_of, fit
-from tests.models.learner_cases import EVENT_TYPES, NO_POPULARITY, SMALL, catalogue, network, random_steps, steps, training_data
+from tests.models.learner_cases import EVENT_TYPES, HOUR, NO_POPULARITY, SMALL, catalogue, network, random_steps, steps, training_data
 from tests.models.learner_lake import DAYS, D, land, transitions
 
 CPU = torch.device("cpu")
@@ -328,6 +328,14 @@ def test_an_immature_step_has_no_td_error() -> None:
     assert one.parts["nearer"] == other.parts["nearer"]
     ended, otherwise = (loss_of(steps([history("terminated", reward)])) for reward in (1.0, 50.0))
     assert ended.parts["td"] != otherwise.parts["td"]
+
+
+def test_time_passes_by_hours_where_they_are_given() -> None:
+    """Steps at 0, 12, 36 and 36 hours, in units of a day; no less than the least passes, and after the last one a unit."""
+    log = steps([[{"item": 1, "time": hour * HOUR} for hour in (0, 12, 36, 36)]])
+    by_time, by_step = (batch_of(pack(log, 8, 9, np.random.default_rng(0)), 0, 1.0, CPU, hours).elapsed[0, :4] for hours in (24.0, None))
+    torch.testing.assert_close(by_time, torch.tensor([0.5, 1.0, 1e-3, 1.0]))
+    assert by_step.tolist() == [1, 1, 1, 1]
 
 
 def test_a_terminated_step_looks_at_nothing_after_it() -> None:
