@@ -516,13 +516,13 @@ def batch_loss(online: Network, target: Network, part: Part, batch: Batch, train
         conservative = summed - (weight * z).sum()
         parts = {"penalty": (share * gap).sum(), "supervised": (share * is_positive * gap).sum()}
 
-    def error(worth: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
-        """Of values [rows, slots, ...]: the mean square over the steps, summed over the rest."""
-        wrong = (worth - targets.flatten(0, 1).index_select(0, places)) ** 2
-        return ((share * counts.flatten()[places])[:, None] * wrong.flatten(1)).sum()
-
     def there(values: Tensor) -> Tensor:
+        """[rows, slots, ...] → [places, ...]."""
         return values.flatten(0, 1).index_select(0, places)
+
+    def error(worth: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+        """Mean square over the steps that count, of values [places, discounts], summed over the discounts."""
+        return ((share * there(counts))[:, None] * (worth - there(targets)) ** 2).sum()
 
     log = batch.reward, batch.end, batch.acts, batch.elapsed
     if train.backup == "logged":
