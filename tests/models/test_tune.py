@@ -230,12 +230,13 @@ def test_a_signal_ends_it_once_the_trial_is_stored(
         return judge(window, network)
 
     monkeypatch.setattr(Window, "judge", signalled)
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(Interrupted, match=r"ended after 2 of 3 trials, which are stored in .*t\.log") as caught:
         tune(lake, settings, D, 3, None, tmp_path / "t.log")
     assert caught.value.status == 0
     assert "ends once this trial is stored" in capsys.readouterr().err
     assert (tmp_path / "t.toml").is_file()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     tune(lake, settings, D, 3, None, tmp_path / "t.log")
     assert [trial.state.name for trial in trials_of(tmp_path / "t.log")] == ["COMPLETE"] * 3
 
