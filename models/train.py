@@ -1,14 +1,6 @@
-"""Trains tonight's policy: conservative Q-learning over packed sequences of steps.
+"""Trains tonight's policy on packed sequences of steps, by the loss of `models.objective`.
 
-    loss = E[(Q(s, a) - target)²] + alpha · E[logsumexp_a' z(s, a') - z(s, a)] + supervised · E[the same, where the reward was positive]
-         + Σ over shorter horizons of E[(V(s) - return)²]
-
-Q is that of the logging policy: V learns its λ-returns, and z how much better than what was logged an item is, of which the ranking takes
-the best. With train.backup = "best" it is double Q-learning with n-step returns (van Hasselt et al. 2016; Sutton and Barto 2018, section
-7.1). The penalty is that of Kumar et al. 2020, equation 4, CQL(H), on z, which ranks. The values to shorter horizons rank nothing: they
-teach the encoder what a state holds, from returns with less noise (Fedus et al. 2019, Hyperbolic discounting and learning over multiple
-horizons). The action space is the catalogue: up to train.exact_items items the logsumexp is exact, and beyond that each batch looks at
-the items of its own rows and at train.negatives drawn ones, and nothing else of the catalogue.
+Training can be interrupted, begin with an earlier policy, and stop early; what comes out is a folder, and a row of gold.policies.
 """
 
 from __future__ import annotations
@@ -22,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import date, timedelta
 from types import FrameType
 from typing import Any
@@ -32,7 +24,6 @@ import pyarrow as pa
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from jobs.contracts.errors import Interrupted, TooLittleData, TrainingFailed
 from jobs.contracts.revision import revision
@@ -43,9 +34,10 @@ from jobs.storage import Location, whole_folder, write_whole
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.data import Bools, Catalogue, DailyCounts, day_number, item_places, load_availability, load_catalogue, version_as_of
 from models.gate import MANIFEST, POLICIES, POPULARITY, champion_before
-from models.loader import Buckets, LakeBuckets, LateBuckets, Loader, Packed, Packing, Position
-from models.losses import Drawn, catalogue_logsumexp, chosen_score, content_of, drawn_logsumexp, head_of, lambda_returns, n_step_targets
-from models.network import NEARER, ItemTable, Network, NetworkConfig, Rows, category_paths, item_table, view_of
+from models.loader import Buckets, LakeBuckets, LateBuckets, Loader, Packing, Position
+from models.losses import Drawn
+from models.network import NEARER, ItemTable, Network, NetworkConfig, category_paths, item_table
+from models.objective import Batch, Part, batch_loss, batch_of
 from models.policy import Learnt, device_of_choice, save_policy
 from models.popularity import DecayedCounts
 from models.progress import training_progress
@@ -59,7 +51,6 @@ _LARGEST_GRADIENT = 1.0
 _ROW_RATE = 0.05  # of RowAdagrad
 _DUAL_RATE = 0.05  # of the logarithm of alpha, where it is tuned to a gap
 _SAVED_EVERY = 300  # seconds
-_LEAST_ELAPSED = 1e-3  # 0 to the power of 0 is 1, and a discount of 0 looks no step ahead
 
 
 def run(lake: Lake, settings: Settings, day: date) -> None:
@@ -154,7 +145,8 @@ class TrainingData:
         Raises TooLittleData when there is nothing to choose between, or no step in the days of validation.
         """
         end, places = last + timedelta(days=validation_days), item_places(lake, catalogue)
-        learnt, everything = (LakeBuckets(lake, ShardManifest.of(lake, first, until, version).shards, places) for until in (last, end))
+        learnt = LakeBuckets(lake, ShardManifest.of(lake, first, last, version).shards, places)
+        everything = LakeBuckets(lake, ShardManifest.of(lake, first, end, version).shards, places) if validation_days else learnt
         counts = DailyCounts.of(steps for _, steps in map(everything.read, range(len(everything.sizes))))
         _check_enough(counts, catalogue, first, last, validation_days, lake)
         begin = int(counts.day[0])
@@ -163,41 +155,6 @@ class TrainingData:
         eligible[:, 0] = False
         validation = LateBuckets(everything, day_number(last) + 1, context) if validation_days else None
         return cls(catalogue, learnt, counts.until(day_number(last)), begin, eligible, validation)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows with what follows each state in its window; [rows, slots] as in Rows."""
-
-    rows: Rows
-    acts: Tensor  # bool: a step follows
-    learnt: Tensor  # bool: and it is learnt here; the others are context alone and are learnt in another window
-    action: Tensor  # int64 its item; 0 = unknown, or none follows
-    reward: Tensor  # float32, in units of the scale
-    end: Tensor  # int64 END_CODES
-    elapsed: Tensor  # float32 what passes from it to the next step of the window: 1, or a time in units of train.gamma_hours
-    day: Tensor  # int64 its day, or, where none follows, that of the step before; index into the days of the training data
-
-
-def batch_of(packed: Packed, first_day: int, scale: float, device: torch.device, gamma_hours: float | None = None) -> Batch:
-    """A batch of the loader, on a device; days count from `first_day` on, and rewards in units of `scale`.
-
-    Time passes by `gamma_hours`, where given, else by steps; after the last step of a window one unit.
-    """
-    packed = Packed(*(getattr(packed, field.name).to(device, non_blocking=True) for field in fields(Packed)))
-    rows = Rows(*(getattr(packed, field.name).long() for field in fields(Rows)))
-    acts = pad((rows.segment[:, 1:] == rows.segment[:, :-1]) & (rows.segment[:, 1:] > 0), (0, 1))
-
-    def following(values: Tensor) -> Tensor:
-        return torch.where(acts, values.roll(-1, 1), 0)
-
-    day = torch.where(acts, packed.day.roll(-1, 1), packed.day).long() - first_day
-    reward = following(packed.reward) * (1 / scale)
-    elapsed = torch.ones_like(reward)
-    if gamma_hours is not None:
-        waited = (rows.time.roll(-2, 1) - rows.time.roll(-1, 1)) / (3600 * gamma_hours)
-        elapsed = torch.where(acts & acts.roll(-1, 1), waited.clamp(min=_LEAST_ELAPSED), elapsed)
-    return Batch(rows, acts, acts & packed.fresh.roll(-1, 1), following(rows.item), reward, following(packed.end.long()), elapsed, day)
 
 
 def fit(
@@ -281,16 +238,6 @@ def _term_asked(draft: Location | None) -> Iterator[Callable[[], bool]]:
         yield lambda: bool(heard)
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@dataclass(frozen=True)
-class Part:
-    """What a batch looks at of the catalogue, all of it or less; its items are counted in the order of the table, the first of which is none."""
-
-    table: ItemTable
-    popularity: Tensor  # [days, items, features]
-    eligible: Tensor  # bool[days, items]
-    drawn: Drawn | None  # None = all are looked at
 
 
 class _Learner:
@@ -466,74 +413,3 @@ class _Learner:
 
 def _schedule(done: float) -> float:
     return done / _WARM_UP if done < _WARM_UP else 0.1 + 0.9 * (0.5 + 0.5 * math.cos(math.pi * done))
-
-
-@dataclass(frozen=True)
-class Loss:
-    """What is minimised, and its parts before their weights, those that have one; scalars."""
-
-    total: Tensor
-    parts: dict[str, Tensor]
-
-
-def batch_loss(online: Network, target: Network, part: Part, batch: Batch, train: Train, own: tuple[Tensor, Tensor] | None = None) -> Loss:
-    """The loss of a batch; see the head of this file. Means are over its learnt steps with a known item. `train` is as of `Train.for_log`.
-
-    The best item of a state is the online net's, its value the target net's. `own` as in `Network.items`.
-    """
-    assert train.alpha is not None
-    rows, view = batch.rows, view_of(batch.rows, online.config.context)
-    items = online.items(part.table, own)
-    with torch.no_grad():
-        target_items = target.items(part.table)
-        target_states = target.states(rows, view, target_items)
-    states = online.states(rows, view, items)
-
-    # The state after the last step too: the bootstrap needs it. In the order of the days, each of which has a popularity of its own.
-    places = (batch.learnt | (rows.segment > 0) & ~batch.acts).flatten().nonzero().squeeze(1)
-    places = places[torch.argsort(batch.day.flatten()[places], stable=True)]
-    day, action, reward = (values.flatten()[places] for values in (batch.day, batch.action, batch.reward))
-    head = head_of(rows, states, part.table, items, part.popularity, day, places)
-
-    learnt = action > 0
-    choosable = head
-    if not online.config.repeats:
-        learnt &= ~(head.met_item == action[:, None]).any(1)
-        choosable = replace(head, meeting=head.meeting.masked_fill(head.met_item > 0, -torch.inf))
-    share = learnt / learnt.sum().clamp(min=1)
-    z = torch.where(learnt, chosen_score(head, action), 0.0)
-
-    best, conservative, parts = torch.zeros_like(action), torch.zeros(()), {}
-    if train.alpha or train.supervised or train.backup == "best":
-        is_positive = reward > 0
-        weight = share * (train.alpha + train.supervised * is_positive)
-        if part.drawn is None:
-            summed, lse, best = catalogue_logsumexp(choosable, part.eligible, weight)
-        else:
-            content, shown = content_of(rows, states, items, places), torch.where(learnt, action, 0)
-            summed, lse, best = drawn_logsumexp(choosable, content, part.eligible, part.drawn, shown, weight)
-        gap = torch.where(learnt, lse - z.detach(), 0.0)
-        conservative = summed - (weight * z).sum()
-        parts = {"penalty": (share * gap).sum(), "supervised": (share * is_positive * gap).sum()}
-
-    def there(values: Tensor) -> Tensor:
-        """[rows, slots, ...] → [places, ...]."""
-        return values.flatten(0, 1).index_select(0, places)
-
-    def error(worth: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
-        """Mean square over the steps that count, of values [places, discounts], summed over the discounts."""
-        return ((share * there(counts))[:, None] * (worth - there(targets)) ** 2).sum()
-
-    log = batch.reward, batch.end, batch.acts, batch.elapsed
-    if train.backup == "logged":
-        # V learns the return, which has the noise of all that follows, and Q what follows from one step, as V sees it.
-        td = error(there(states.value), *lambda_returns(*log, target_states.value, [train.gamma], train.mixing))
-        td = td + error(there(states.value).detach() + z[:, None], *lambda_returns(*log, target_states.value, [train.gamma], 0.0))
-    else:
-        target_head = head_of(rows, target_states, part.table, target_items, part.popularity, day, places)
-        best_values = torch.zeros_like(batch.reward).flatten()
-        best_values[places] = there(target_states.value).squeeze(1) + torch.where(best > 0, chosen_score(target_head, best), 0.0)
-        targets, counts = n_step_targets(*log, best_values.view_as(batch.reward), train.gamma, train.n_step)
-        td = error(there(states.value) + z[:, None], targets[:, :, None], counts)
-    nearer = error(there(states.nearer), *lambda_returns(*log, target_states.nearer, NEARER, train.mixing))
-    return Loss(td + conservative + nearer, {"td": td.detach(), **parts, "nearer": nearer.detach()})

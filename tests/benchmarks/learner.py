@@ -61,7 +61,8 @@ def ours(items: int, seconds: float, exact: Annotated[bool, typer.Option()] = Tr
     from models.data import Catalogue, DailyCounts
     from models.loader import HeldBucket
     from models.network import Network
-    from models.train import TrainingData, _Learner, batch_of, config_of
+    from models.objective import batch_of
+    from models.train import TrainingData, _Learner, config_of
 
     torch.set_num_threads(1)
     before = resident("VmRSS")

@@ -7,8 +7,8 @@ import torch
 from models.data import Catalogue, DailyCounts, Steps
 from models.loader import pack
 from models.network import ENCODERS, ItemTable, Network, Rows, States, item_table, log_bucket, rows_of, view_of
+from models.objective import batch_of
 from models.popularity import HALF_LIVES, DecayedCounts
-from models.train import batch_of
 from tests.models.learner_cases import HOUR, catalogue, network, random_steps, steps
 
 CPU = torch.device("cpu")

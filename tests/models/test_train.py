@@ -23,13 +23,13 @@ from jobs.settings import Evaluate, Settings, Train
 from models import train as training
 from models.data import Catalogue, DailyCounts, Steps, load_catalogue, version_as_of
 from models.events import until
-from models.loader import HeldBucket, LateBuckets, pack
-from models.losses import Drawn
+from models.loader import HeldBucket, LateBuckets
 from models.network import Network, rows_of
+from models.objective import Batch
 from models.policy import Learnt, Policy, save_policy
 from models.popularity import POPULARITY_FEATURES
-from models.train import TrainingData, batch_loss, batch_of, fit
-from tests.models.learner_cases import EVENT_TYPES, HOUR, NO_POPULARITY, SMALL, catalogue, network, random_steps, steps, training_data
+from models.train import TrainingData, fit
+from tests.models.learner_cases import EVENT_TYPES, NO_POPULARITY, SMALL, catalogue, network, random_steps, steps, training_data
 from tests.models.learner_lake import DAYS, D, land, transitions
 
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """SIGTERM comes while the learner is at one of its updates."""
     update, left = training._Learner._update, iter(range(at - 1, -1, -1))
 
-    def interrupted(learner: training._Learner, batch: training.Batch, rate: float) -> dict[str, float]:
+    def interrupted(learner: training._Learner, batch: Batch, rate: float) -> dict[str, float]:
         if next(left) == 0:
             os.kill(os.getpid(), signal.SIGTERM)
         return update(learner, batch, rate)
@@ -250,44 +250,6 @@ def test_q_converges_to_dynamic_programming(backup: str) -> None:
     np.testing.assert_allclose(q, truth[backup], atol=0.12)
 
 
-def loss_of(log: Any, repeats: bool = True, **changes: Any) -> training.Loss:
-    items = catalogue(6)
-    data = training_data(items, log)
-    online, target = network(items, repeats=repeats, seed=1), network(items, repeats=repeats, seed=2)
-    learner = training._Learner(online, data, SMALL.model_copy(update=changes), CPU)
-    batch = batch_of(pack(log, 8, 9, np.random.default_rng(0)), 0, 1.0, CPU)
-    return batch_loss(online.eval(), target, learner._whole, batch, SMALL.model_copy(update=changes))
-
-
-def history(last_end: str, last_reward: float = 1.0) -> list[dict[str, Any]]:
-    return [{"item": 1}, {"item": 2, "reward": 1}, {"item": 3, "reward": last_reward, "end": last_end}]
-
-
-def test_a_part_of_the_catalogue_that_holds_all_of_it_gives_the_same_loss_and_gradients() -> None:
-    """Every item is in the rows, or drawn; as each is looked at exactly once the estimate is no estimate."""
-    items, log = catalogue(9), random_steps(4, 7, 9, seed=8)
-    data, batch = training_data(items, log), batch_of(pack(log, 8, 9, np.random.default_rng(0)), 0, 1.0, CPU)
-    found = []
-    for exact_items in (9, 8):
-        train, online = SMALL.model_copy(update={"exact_items": exact_items, "alpha": 0.5}), network(items, seed=1)
-        learner = training._Learner(online, data, train, CPU)
-        if exact_items == 9:
-            part, counted = learner._whole, batch
-        else:
-            torch.manual_seed(0)
-            part, counted = learner._looked_at(batch)
-            assert len(part.table.ids) == 10
-            part = dataclasses.replace(part, drawn=Drawn(torch.arange(1, 10), torch.zeros(9)))
-        loss = batch_loss(online.eval(), network(items, seed=2), part, counted, train)
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        found.append((loss, {name: parameter.grad for name, parameter in online.named_parameters()}))
-    (exact, gradients), (drawn, others) = found
-    torch.testing.assert_close(drawn.total, exact.total, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(drawn.parts, exact.parts, atol=1e-5, rtol=1e-5)
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(others[name], gradient, atol=1e-5, rtol=1e-4)
-
-
 def skewed() -> Steps:
     """Items 1, 2 and 3 by chance, with .6, .3 and .1, of which the rarest alone is rewarded."""
     rng = np.random.default_rng(7)
@@ -320,50 +282,6 @@ def test_the_larger_alpha_the_closer_to_the_log() -> None:
 @pytest.mark.parametrize("gap", [1.0, 1.2])
 def test_alpha_is_tuned_to_a_gap(gap: float) -> None:
     assert gap_of(learnt_parts(gap=gap)) == pytest.approx(gap, abs=0.06)
-
-
-def test_an_immature_step_has_no_td_error() -> None:
-    one, other = (loss_of(steps([history("immature", reward)])) for reward in (1.0, 50.0))
-    assert one.parts["td"] == other.parts["td"]
-    assert one.parts["nearer"] == other.parts["nearer"]
-    ended, otherwise = (loss_of(steps([history("terminated", reward)])) for reward in (1.0, 50.0))
-    assert ended.parts["td"] != otherwise.parts["td"]
-
-
-def test_time_passes_by_hours_where_they_are_given() -> None:
-    """Steps at 0, 12, 36 and 36 hours, in units of a day; no less than the least passes, and after the last one a unit."""
-    log = steps([[{"item": 1, "time": hour * HOUR} for hour in (0, 12, 36, 36)]])
-    by_time, by_step = (batch_of(pack(log, 8, 9, np.random.default_rng(0)), 0, 1.0, CPU, hours).elapsed[0, :4] for hours in (24.0, None))
-    torch.testing.assert_close(by_time, torch.tensor([0.5, 1.0, 1e-3, 1.0]))
-    assert by_step.tolist() == [1, 1, 1, 1]
-
-
-def test_a_terminated_step_looks_at_nothing_after_it() -> None:
-    """With one step a history, gamma does not matter to the loss where it ends, and does where it was cut."""
-    ends = {end: [float(loss_of(steps([history(end)[2:]]), gamma=gamma).parts["td"]) for gamma in (0.0, 0.9)] for end in ("terminated", "truncated_gap")}
-    assert ends["terminated"][0] == ends["terminated"][1]
-    assert ends["truncated_gap"][0] != ends["truncated_gap"][1]
-
-
-def test_an_unknown_item_is_context_alone() -> None:
-    found = loss_of(steps([[{"item": 0, "reward": 9.0}, {"item": 0, "reward": 9.0}]]))
-    assert {name: part.item() for name, part in found.parts.items()} == {"td": 0, "penalty": 0, "supervised": 0, "nearer": 0}
-    assert found.total.item() == 0
-
-
-def test_the_parts_add_up() -> None:
-    found = loss_of(steps([history("truncated_gap")]), alpha=0.3, supervised=0.7)
-    parts = {name: float(part) for name, part in found.parts.items()}
-    assert found.total.item() == pytest.approx(parts["td"] + 0.3 * parts["penalty"] + 0.7 * parts["supervised"] + parts["nearer"], rel=1e-5)
-
-
-def test_where_nothing_is_penalised_nothing_is_summed_over_the_catalogue() -> None:
-    """The form without a maximum has no other use for it."""
-    parts = {
-        weights: {*loss_of(steps([history("truncated_gap")]), backup="logged", alpha=weights[0], supervised=weights[1]).parts}
-        for weights in ((0, 0), (1, 0), (0, 1))
-    }
-    assert parts == {(0, 0): {"td", "nearer"}, (1, 0): {"td", "penalty", "supervised", "nearer"}, (0, 1): {"td", "penalty", "supervised", "nearer"}}
 
 
 def test_a_context_is_filled_from_the_steps_before() -> None:
@@ -493,12 +411,6 @@ def test_rewards_that_can_still_grow_validate_nothing(lake: Lake, settings: Sett
         training.run(lake, settings.model_copy(update={"train": train}), D)
     for change in ({"validation_days": 2}, {"alpha": 0.1}):
         training.run(lake, settings.model_copy(update={"train": train.model_copy(update=change)}), D)
-
-
-def test_what_may_not_come_again_is_no_target() -> None:
-    """Without repeats the second step with item 1 counts for nothing, so its reward does not matter."""
-    one, other = (float(loss_of(steps([[{"item": 1}, {"item": 1, "reward": reward}]]), repeats=False, gamma=0.0).parts["td"]) for reward in (1.0, 7.0))
-    assert one == other > 0
 
 
 def test_holdout_days_are_not_learnt_from(lake: Lake, settings: Settings) -> None:

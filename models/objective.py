@@ -1,0 +1,144 @@
+"""What training minimises: conservative Q-learning over packed sequences of steps.
+
+    loss = E[(Q(s, a) - target)²] + alpha · E[logsumexp_a' z(s, a') - z(s, a)] + supervised · E[the same, where the reward was positive]
+         + Σ over shorter horizons of E[(V(s) - return)²]
+
+Q is that of the logging policy: V learns its λ-returns, and z how much better than what was logged an item is, of which the ranking takes
+the best. With train.backup = "best" it is double Q-learning with n-step returns (van Hasselt et al. 2016; Sutton and Barto 2018, section
+7.1). The penalty is that of Kumar et al. 2020, equation 4, CQL(H), on z, which ranks. The values to shorter horizons rank nothing: they
+teach the encoder what a state holds, from returns with less noise (Fedus et al. 2019, Hyperbolic discounting and learning over multiple
+horizons). The action space is the catalogue: up to train.exact_items items the logsumexp is exact, and beyond that each batch looks at
+the items of its own rows and at train.negatives drawn ones, and nothing else of the catalogue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from jobs.settings import Train
+from models.loader import Packed
+from models.losses import Drawn, catalogue_logsumexp, chosen_score, content_of, drawn_logsumexp, head_of, lambda_returns, n_step_targets
+from models.network import NEARER, ItemTable, Network, Rows, view_of
+
+_LEAST_ELAPSED = 1e-3  # 0 to the power of 0 is 1, and a discount of 0 looks no step ahead
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows with what follows each state in its window; [rows, slots] as in Rows."""
+
+    rows: Rows
+    acts: Tensor  # bool: a step follows
+    learnt: Tensor  # bool: and it is learnt here; the others are context alone and are learnt in another window
+    action: Tensor  # int64 its item; 0 = unknown, or none follows
+    reward: Tensor  # float32, in units of the scale
+    end: Tensor  # int64 END_CODES
+    elapsed: Tensor  # float32 what passes from it to the next step of the window: 1, or a time in units of train.gamma_hours
+    day: Tensor  # int64 its day, or, where none follows, that of the step before; index into the days of the training data
+
+
+def batch_of(packed: Packed, first_day: int, scale: float, device: torch.device, gamma_hours: float | None = None) -> Batch:
+    """A batch of the loader, on a device; days count from `first_day` on, and rewards in units of `scale`.
+
+    Time passes by `gamma_hours`, where given, else by steps; after the last step of a window one unit.
+    """
+    packed = Packed(*(getattr(packed, field.name).to(device, non_blocking=True) for field in fields(Packed)))
+    rows = Rows(*(getattr(packed, field.name).long() for field in fields(Rows)))
+    acts = pad((rows.segment[:, 1:] == rows.segment[:, :-1]) & (rows.segment[:, 1:] > 0), (0, 1))
+
+    def following(values: Tensor) -> Tensor:
+        return torch.where(acts, values.roll(-1, 1), 0)
+
+    day = torch.where(acts, packed.day.roll(-1, 1), packed.day).long() - first_day
+    reward = following(packed.reward) * (1 / scale)
+    elapsed = torch.ones_like(reward)
+    if gamma_hours is not None:
+        waited = (rows.time.roll(-2, 1) - rows.time.roll(-1, 1)) / (3600 * gamma_hours)
+        elapsed = torch.where(acts & acts.roll(-1, 1), waited.clamp(min=_LEAST_ELAPSED), elapsed)
+    return Batch(rows, acts, acts & packed.fresh.roll(-1, 1), following(rows.item), reward, following(packed.end.long()), elapsed, day)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a batch looks at of the catalogue, all of it or less; its items are counted in the order of the table, the first of which is none."""
+
+    table: ItemTable
+    popularity: Tensor  # [days, items, features]
+    eligible: Tensor  # bool[days, items]
+    drawn: Drawn | None  # None = all are looked at
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What is minimised, and its parts before their weights, those that have one; scalars."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+def batch_loss(online: Network, target: Network, part: Part, batch: Batch, train: Train, own: tuple[Tensor, Tensor] | None = None) -> Loss:
+    """The loss of a batch; see the head of this file. Means are over its learnt steps with a known item. `train` is as of `Train.for_log`.
+
+    The best item of a state is the online net's, its value the target net's. `own` as in `Network.items`.
+    """
+    assert train.alpha is not None
+    rows, view = batch.rows, view_of(batch.rows, online.config.context)
+    items = online.items(part.table, own)
+    with torch.no_grad():
+        target_items = target.items(part.table)
+        target_states = target.states(rows, view, target_items)
+    states = online.states(rows, view, items)
+
+    # The state after the last step too: the bootstrap needs it. In the order of the days, each of which has a popularity of its own.
+    places = (batch.learnt | (rows.segment > 0) & ~batch.acts).flatten().nonzero().squeeze(1)
+    places = places[torch.argsort(batch.day.flatten()[places], stable=True)]
+    day, action, reward = (values.flatten()[places] for values in (batch.day, batch.action, batch.reward))
+    head = head_of(rows, states, part.table, items, part.popularity, day, places)
+
+    learnt = action > 0
+    choosable = head
+    if not online.config.repeats:
+        learnt &= ~(head.met_item == action[:, None]).any(1)
+        choosable = replace(head, meeting=head.meeting.masked_fill(head.met_item > 0, -torch.inf))
+    share = learnt / learnt.sum().clamp(min=1)
+    z = torch.where(learnt, chosen_score(head, action), 0.0)
+
+    best, conservative, parts = torch.zeros_like(action), torch.zeros(()), {}
+    if train.alpha or train.supervised or train.backup == "best":
+        is_positive = reward > 0
+        weight = share * (train.alpha + train.supervised * is_positive)
+        if part.drawn is None:
+            summed, lse, best = catalogue_logsumexp(choosable, part.eligible, weight)
+        else:
+            content, shown = content_of(rows, states, items, places), torch.where(learnt, action, 0)
+            summed, lse, best = drawn_logsumexp(choosable, content, part.eligible, part.drawn, shown, weight)
+        gap = torch.where(learnt, lse - z.detach(), 0.0)
+        conservative = summed - (weight * z).sum()
+        parts = {"penalty": (share * gap).sum(), "supervised": (share * is_positive * gap).sum()}
+
+    def there(values: Tensor) -> Tensor:
+        """[rows, slots, ...] → [places, ...]."""
+        return values.flatten(0, 1).index_select(0, places)
+
+    def error(worth: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+        """Mean square over the steps that count, of values [places, discounts], summed over the discounts."""
+        wrong = torch.where((there(counts) & learnt)[:, None], worth - there(targets), 0.0)
+        return (share[:, None] * wrong**2).sum()
+
+    log = batch.reward, batch.end, batch.acts, batch.elapsed
+    if train.backup == "logged":
+        # V learns the return, which has the noise of all that follows, and Q what follows from one step, as V sees it.
+        td = error(there(states.value), *lambda_returns(*log, target_states.value, [train.gamma], train.mixing))
+        td = td + error(there(states.value).detach() + z[:, None], *lambda_returns(*log, target_states.value, [train.gamma], 0.0))
+    else:
+        target_head = head_of(rows, target_states, part.table, target_items, part.popularity, day, places)
+        best_values = torch.zeros_like(batch.reward).flatten()
+        best_values[places] = there(target_states.value).squeeze(1) + torch.where(best > 0, chosen_score(target_head, best), 0.0)
+        targets, counts = n_step_targets(*log, best_values.view_as(batch.reward), train.gamma, train.n_step)
+        td = error(there(states.value) + z[:, None], targets[:, :, None], counts)
+    nearer = error(there(states.nearer), *lambda_returns(*log, target_states.nearer, NEARER, train.mixing))
+    return Loss(td + conservative + nearer, {"td": td.detach(), **parts, "nearer": nearer.detach()})
