@@ -35,7 +35,7 @@ class Popularity:
     def __init__(self, steps: Steps, items: int) -> None:
         self._scores = np.bincount(steps.item[steps.reward > 0], minlength=items).astype(np.float32)
 
-    def score(self, steps: Steps, users: Ints, ends: Ints) -> Floats:  # noqa: ARG002
+    def score(self, steps: Steps, users: Ints, ends: Ints, now: Ints | None = None) -> Floats:  # noqa: ARG002
         return np.broadcast_to(self._scores, (len(users), len(self._scores)))
 
 
@@ -49,7 +49,7 @@ class RecencyPopularity:
         weights = 0.5 ** ((as_of - steps.day[rewarded]) / HALF_LIFE_DAYS)
         self._scores = np.bincount(steps.item[rewarded], weights, minlength=items).astype(np.float32)
 
-    def score(self, steps: Steps, users: Ints, ends: Ints) -> Floats:  # noqa: ARG002
+    def score(self, steps: Steps, users: Ints, ends: Ints, now: Ints | None = None) -> Floats:  # noqa: ARG002
         return np.broadcast_to(self._scores, (len(users), len(self._scores)))
 
 
@@ -66,7 +66,7 @@ class Repeat:
         self._popularity = (counts / (counts.max() + 1)).astype(np.float32)
         self._rewarded = rewarded
 
-    def score(self, steps: Steps, users: Ints, ends: Ints) -> Floats:
+    def score(self, steps: Steps, users: Ints, ends: Ints, now: Ints | None = None) -> Floats:  # noqa: ARG002
         scores = np.tile(self._popularity, (len(users), 1))
         moments, before = history(steps, users, ends)
         own = liked(steps, self._rewarded)[before]
@@ -94,7 +94,7 @@ class ItemKNN:
         chosen = np.flatnonzero(liked(steps, rewarded))
         self._similarity = _cosine(_likes(steps, steps.users()[chosen], chosen, len(steps.user_ids), items))
 
-    def score(self, steps: Steps, users: Ints, ends: Ints) -> Floats:
+    def score(self, steps: Steps, users: Ints, ends: Ints, now: Ints | None = None) -> Floats:  # noqa: ARG002
         moments, before = history(steps, users, ends)
         own = liked(steps, self._rewarded)[before]
         likes = _likes(steps, moments[own], before[own], len(users), len(self._prior))

@@ -121,16 +121,21 @@ class Ranker(Protocol):
 
     name: str
 
-    def score(self, steps: Steps, users: Ints, ends: Ints) -> Floats:
-        """Score every item for user users[i] after the steps offsets[users[i]]..ends[i] (exclusive).
+    def score(self, steps: Steps, users: Ints, ends: Ints, now: Ints | None = None) -> Floats:
+        """Score every item for user users[i] after the steps offsets[users[i]]..ends[i] (exclusive), at the moment now[i] (seconds since 1970).
 
-        Only steps before `ends` may be looked at. Returns float32[len(users), len(catalogue)].
+        Only steps before `ends` may be looked at; now = None is right after the last of them. Returns float32[len(users), len(catalogue)].
         """
 
 
 def day_number(day: date) -> int:
     """Days since 1970-01-01."""
     return (day - EPOCH).days
+
+
+def noon_of(day: Any) -> Any:
+    """The middle of a day, or of each of some days, in seconds since 1970: when a list made by night is read. Days as in `day_number`."""
+    return day * 86_400 + 43_200
 
 
 def load_catalogue(lake: Lake, day: date, version: int | None = None) -> Catalogue:

@@ -22,13 +22,13 @@ class View:
     at: Tensor | None  # int64[rows, 1]; None = all slots
     is_slot: Tensor  # bool[rows, length]: no padding
     follows: Tensor  # bool[rows, length]: the slot is no first one of a window
-    gap: Tensor  # int64[rows, length] bucket of the time since the slot before
+    wait: Tensor  # int64[rows, length] bucket of the time until the moment that the slot's state is of
     every: Tensor  # bool[rows, length, length]: what each slot sees: itself, and what is before it in its window
     seen: Tensor  # bool[rows, slots, length]: what those slots see that the view is of
     met: Tensor  # bool[rows, slots, length]: of the meetings with an item the last one
     meetings: Tensor  # int64[rows, length] how many there were with the item of the slot, this one included
     steps_ago: Tensor  # int64[rows, slots, length]; 1 = just now
-    time_ago: Tensor  # int64[rows, slots, length] bucket
+    time_ago: Tensor  # int64[rows, slots, length] bucket, as of that moment
 
     @cached_property
     def in_turn(self) -> tuple[Tensor, Tensor]:

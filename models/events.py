@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data import Bools, Ints, Steps
+from models.data import Bools, Ints, Steps, noon_of
 
 Doubles = NDArray[np.float64]
 
@@ -22,6 +22,7 @@ class Events:
     rewards: Doubles  # [n]
     propensities: Doubles  # [n]; nan = not logged
     days: Ints  # [n] days since 1970-01-01
+    times: Ints  # [n] seconds since 1970
 
     def __len__(self) -> int:
         return len(self.users)
@@ -84,19 +85,22 @@ def _kept(steps: Steps, kept: Bools) -> Steps:
 def rolling(steps: Steps, first_day: int) -> Events:
     """Every step on `first_day` or later, each after all of the user's steps before it."""
     chosen = np.flatnonzero(steps.day >= first_day)
-    return _events(steps, chosen, ends=chosen)
+    return _events(steps, chosen, chosen, steps.time[chosen])
 
 
 def nightly(steps: Steps, first_day: int) -> Events:
-    """Each user's first rewarded step on `first_day` or later, after the user's steps before that day: the case of a list made by night."""
+    """Each user's first rewarded step on `first_day` or later, after the user's steps before `first_day`: the case of a list made by night.
+
+    It was made knowing the day, and not the time of that day, which counts as noon.
+    """
     users = steps.users()
     rewarded = np.flatnonzero((steps.day >= first_day) & (steps.reward > 0))
     chosen = rewarded[np.unique(users[rewarded], return_index=True)[1]]
     before = np.bincount(users[steps.day < first_day], minlength=len(steps.user_ids))
-    return _events(steps, chosen, ends=steps.offsets[users[chosen]] + before[users[chosen]])
+    return _events(steps, chosen, steps.offsets[users[chosen]] + before[users[chosen]], noon_of(steps.day[chosen]))
 
 
-def _events(steps: Steps, chosen: Ints, ends: Ints) -> Events:
+def _events(steps: Steps, chosen: Ints, ends: Ints, times: Ints) -> Events:
     return Events(
         users=steps.users()[chosen],
         ends=ends.astype(np.int64),
@@ -104,6 +108,7 @@ def _events(steps: Steps, chosen: Ints, ends: Ints) -> Events:
         rewards=steps.reward[chosen].astype(np.float64),
         propensities=steps.propensity[chosen].astype(np.float64),
         days=steps.day[chosen].astype(np.int64),
+        times=times.astype(np.int64),
     )
 
 

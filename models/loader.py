@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from jobs.storage import S3Path
 from models.data import Ints, Steps, read_steps
 from models.events import since
 from models.shards import Shard
+
+_DAY = 86_400  # seconds
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Packed:
     response: Tensor  # int8
     reward: Tensor  # float32
     time: Tensor  # int64; in the first slot of a window that of the step before, where the user has one, else that of the first step
+    wait: Tensor  # int32: seconds from there to the user's next step; after the last one to the end of the bucket's last day
     first: Tensor  # bool
     end: Tensor  # int8
     propensity: Tensor  # float32
@@ -223,13 +226,26 @@ def pack(steps: Steps, context: int, length: int, rng: np.random.Generator) -> P
     padded = np.flatnonzero(segment == 0)
     blank = np.concatenate([start, padded])
 
-    def gathered(name: str) -> Tensor:
-        found = getattr(steps, name)[step]
+    def gathered(name: str) -> NDArray[Any]:
+        found: NDArray[Any] = getattr(steps, name)[step]
         found[padded if name == "time" else blank] = 0
-        return torch.from_numpy(found.reshape(rows, length))
+        return found
 
-    marks = (torch.from_numpy(values.reshape(rows, length)) for values in (segment, is_fresh))
-    return Packed(*marks, *(gathered(field.name) for field in fields(Packed)[2:]))
+    wait = _waits(steps)[step]
+    wait[start] = np.where(is_first[begin], 0, wait[start])
+    wait[padded] = 0
+    columns = {"segment": segment, "fresh": is_fresh, "wait": wait}
+    columns |= {field.name: gathered(field.name) for field in fields(Packed) if field.name not in columns}
+    return Packed(**{name: torch.from_numpy(values.reshape(rows, length)) for name, values in columns.items()})
+
+
+def _waits(steps: Steps) -> NDArray[np.int32]:
+    """Seconds from each step to the user's next one, or, from the last one, to the end of the last day."""
+    following = np.roll(steps.time, -1)
+    following[steps.offsets[1:][np.diff(steps.offsets) > 0] - 1] = (int(steps.day.max(initial=0)) + 1) * _DAY
+    longest = np.iinfo(np.int32).max
+    waits: NDArray[np.int32] = np.clip(following - steps.time, 0, longest).astype(np.int32)
+    return waits
 
 
 def cut(offsets: Ints, context: int, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:

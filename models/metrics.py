@@ -65,7 +65,7 @@ def _scored(ranker: Ranker, steps: Steps, events: Events, candidates: Candidates
     rows = max(1, CHUNK_SCORES // candidates.available.shape[1])
     for start in range(0, len(events), rows):
         part = events[start : start + rows]
-        scores = np.array(ranker.score(steps, part.users, part.ends), dtype=np.float32)
+        scores = np.array(ranker.score(steps, part.users, part.ends, part.times), dtype=np.float32)
         scores[np.isnan(scores)] = -np.inf
         scores[:, 0] = -np.inf
         yield part, scores, candidates.mask(steps, part)

@@ -1,4 +1,4 @@
-"""The network: a causal pass over a user's steps gives a state before each step; one head scores every item in that state.
+"""The network: a causal pass over a user's steps gives a state before each step, at its moment; one head scores every item in that state.
 
     z(s, a) = f(s)·g(a) + b(a) + w(s)·popularity(a) + meeting(s, a) + kin(s, a)        Q(s, a) = V(s) + z(s, a)
 
@@ -66,7 +66,7 @@ class Rows:
     """Windows of consecutive steps of a user each, end to end in rows of one length. All int64[rows, length].
 
     A window begins with a slot of its own, in which item, event and response are 0: the state in slot q is the one after its step,
-    and before the step in slot q + 1.
+    and before the step in slot q + 1, at the moment of that one: what has passed since is part of the state.
     """
 
     segment: Tensor  # window that a slot belongs to, from 1: a slot sees those up to itself of its own window; 0 = padding
@@ -74,6 +74,7 @@ class Rows:
     event: Tensor  # 0 = none
     response: Tensor  # 0 = none
     time: Tensor  # seconds; in the first slot of a window that of the step before, where the user has one, else that of the first step
+    wait: Tensor  # seconds from there to the moment that the slot's state is of
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,11 @@ def item_table(item_ids: Sequence[str], categories: Sequence[tuple[str, ...]], c
     return ItemTable(tensors[0], tensors[1], tensors[2], len(paths))
 
 
-def rows_of(steps: Steps, begins: Ints, ends: Ints, device: torch.device) -> Rows:
-    """The steps begins[i]..ends[i] (exclusive), each range within one user, a window a row; those of a range without a step are unknown to it."""
+def rows_of(steps: Steps, begins: Ints, ends: Ints, device: torch.device, now: Ints | None = None) -> Rows:
+    """The steps begins[i]..ends[i] (exclusive), each range within one user, a window a row; those of a range without a step are unknown to it.
+
+    The state after the last of them is that of the moment now[i], in seconds, if any step comes before it; None = right after it.
+    """
     length = ends - begins
     slots = np.arange(int(length.max(initial=0)) + 1)
     is_step = (slots > 0) & (slots <= length[:, None])
@@ -133,7 +137,12 @@ def rows_of(steps: Steps, begins: Ints, ends: Ints, device: torch.device) -> Row
 
     time = column(steps.time)
     time[:, 0] = steps.time[before] if len(steps) else 0
-    columns = ((slots <= length[:, None]), column(steps.item), column(steps.event), column(steps.response), time)
+    wait, window = np.zeros_like(time), np.arange(len(length))
+    wait[:, :-1] = np.where(is_step[:, 1:], time[:, 1:] - time[:, :-1], 0)
+    if now is not None:
+        is_known = (length > 0) | ~is_first[begins]
+        wait[window, length] = np.where(is_known, np.maximum(0, now - time[window, length]), 0)
+    columns = ((slots <= length[:, None]), column(steps.item), column(steps.event), column(steps.response), time, wait)
     return Rows(*(torch.from_numpy(values.astype(np.int64)).to(device) for values in columns))
 
 
@@ -149,12 +158,13 @@ def view_of(rows: Rows, context: int, at: Tensor | None = None) -> View:
     again = torch.where(same & ~before.T, place[:, None], len(place)).amin(1)  # [rows, length] the next meeting
     every = together & before
     seen = every if at is None else every.gather(1, at[:, :, None].expand(-1, -1, len(place)))
-    now = rows.time if at is None else rows.time.gather(1, at)
+    moment = rows.time + rows.wait
+    now = moment if at is None else moment.gather(1, at)
     return View(
         at,
         rows.segment > 0,
         follows,
-        log_bucket(rows.time - rows.time.roll(1, 1)),
+        log_bucket(rows.wait),
         every,
         seen,
         seen & (again[:, None, :] > slots[:, :, None]) & (rows.item > 0)[:, None, :],
@@ -181,7 +191,7 @@ class Network(nn.Module):
         self.category_vector = nn.Embedding(categories + 1, dim, padding_idx=0)
         self.event = nn.Embedding(kinds, dim)
         self.response = nn.Embedding(kinds, dim)
-        self.gap = nn.Embedding(_TIME_BUCKETS, dim)
+        self.wait = nn.Embedding(_TIME_BUCKETS, dim)
         self.item_input = nn.Linear(dim, dim, bias=False)
         self.start = nn.Parameter(torch.zeros(dim))
         self.encoder = ENCODERS[config.encoder](config)
@@ -205,7 +215,7 @@ class Network(nn.Module):
     def _initialise(self) -> None:
         for table in (self.item_vector, self.category_vector):
             nn.init.normal_(table.weight, std=self.config.dim**-0.5)
-        for table in (self.event, self.response, self.gap):
+        for table in (self.event, self.response, self.wait):
             nn.init.normal_(table.weight, std=0.1)
         for table in (self.item_bias, self.meeting_count, self.meeting_event, self.meeting_response, self.kin_event, self.kin_response):
             nn.init.zeros_(table.weight)
@@ -236,8 +246,9 @@ class Network(nn.Module):
 
     def states(self, rows: Rows, view: View, items: ItemVectors) -> States:
         """The states of the slots that `view` is of."""
-        tokens = self.item_input(self._read(rows.item, items)) + self.event(rows.event) + self.response(rows.response) + self.gap(view.gap)
-        hidden = self.encoder(self.dropout(torch.where(view.follows[:, :, None], tokens, self.start)), view)
+        tokens = self.item_input(self._read(rows.item, items)) + self.event(rows.event) + self.response(rows.response)
+        tokens = torch.where(view.follows[:, :, None], tokens, self.start) + self.wait(view.wait)
+        hidden = self.encoder(self.dropout(tokens), view)
         met_item = rows.item[:, None, :] * view.met
         meeting, kin = self._meetings(rows, view, hidden), self._kin(rows, view, hidden)
         return States(self.query(hidden), self.value(hidden), self.nearer(hidden), self.popularity(hidden), met_item, meeting, kin)

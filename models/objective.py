@@ -57,7 +57,7 @@ def batch_of(packed: Packed, first_day: int, scale: float, device: torch.device,
     reward = following(packed.reward) * (1 / scale)
     elapsed = torch.ones_like(reward)
     if gamma_hours is not None:
-        waited = (rows.time.roll(-2, 1) - rows.time.roll(-1, 1)) / (3600 * gamma_hours)
+        waited = rows.wait.roll(-1, 1) / (3600 * gamma_hours)
         elapsed = torch.where(acts & acts.roll(-1, 1), waited.clamp(min=_LEAST_ELAPSED), elapsed)
     return Batch(rows, acts, acts & packed.fresh.roll(-1, 1), following(rows.item), reward, following(packed.end.long()), elapsed, day)
 

@@ -24,7 +24,7 @@ from models.network import Network, NetworkConfig, Rows, category_paths, item_ta
 from models.popularity import POPULARITY_FEATURES
 
 _BATCH = 256
-FORM = 2  # of a policy folder; another one is not read
+FORM = 3  # of a policy folder; another one is not read
 
 
 def device_of_choice() -> torch.device:
@@ -120,29 +120,32 @@ class Policy:
         network = learnt.network.to(device_of_choice())
         return cls(folder.name, network, learnt.item_ids, learnt.categories, catalogue, event_types or network.config.event_types, popularity)
 
-    def recommend(self, histories: Sequence[Sequence[Mapping[str, Any]]], n: int) -> list[list[str]]:
-        """The best n items that are available for each history, as `models.histories.steps_of` takes them; an empty one is that of somebody new."""
+    def recommend(self, histories: Sequence[Sequence[Mapping[str, Any]]], n: int, now: Sequence[int] | None = None) -> list[list[str]]:
+        """The best n items that are available for each history, as `models.histories.steps_of` takes them; an empty one is that of somebody new.
+
+        `now` is the moment of each choice, in seconds since 1970; None = right after the last step of each.
+        """
         steps = steps_of(histories, self._catalogue.index(), self._event_types)
         users = np.arange(len(histories))
         allowed = offered(self._catalogue.available, steps, users, self._network.config.repeats)
-        return best(self.score(steps, users, steps.offsets[1:]), allowed, n, self._catalogue.item_ids)
+        return best(self.score(steps, users, steps.offsets[1:], None if now is None else np.array(now)), allowed, n, self._catalogue.item_ids)
 
-    def score(self, steps: Steps, users: Ints, ends: Ints) -> Floats:
+    def score(self, steps: Steps, users: Ints, ends: Ints, now: Ints | None = None) -> Floats:
         """As `Ranker` says; index 0, which is no item, scores -inf."""
-        return self._scores(steps, users, ends)[0]
+        return self._scores(steps, users, ends, now)[0]
 
-    def q(self, steps: Steps, users: Ints, ends: Ints) -> Floats:
+    def q(self, steps: Steps, users: Ints, ends: Ints, now: Ints | None = None) -> Floats:
         """Q = V + z of every item, as `score`, in units of the scaled reward."""
-        scores, value = self._scores(steps, users, ends)
+        scores, value = self._scores(steps, users, ends, now)
         return scores + value[:, None]
 
     @torch.no_grad()
-    def _scores(self, steps: Steps, users: Ints, ends: Ints) -> tuple[Floats, Floats]:
+    def _scores(self, steps: Steps, users: Ints, ends: Ints, now: Ints | None) -> tuple[Floats, Floats]:
         scores, value = np.empty((len(users), len(self._items.bias)), dtype=np.float32), np.empty(len(users), dtype=np.float32)
         for first in range(0, len(users), _BATCH):
             rows = slice(first, first + _BATCH)
             begins = np.maximum(steps.offsets[users[rows]], ends[rows] - self._network.config.context)
-            head, value_of_state = self._last_states(rows_of(steps, begins, ends[rows], self._device))
+            head, value_of_state = self._last_states(rows_of(steps, begins, ends[rows], self._device, None if now is None else now[rows]))
             scores[rows], value[rows] = all_scores(head).cpu().numpy(), value_of_state.cpu().numpy()
         scores[:, 0] = -np.inf
         return scores, value

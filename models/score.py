@@ -13,7 +13,7 @@ from jobs.contracts.landing import EVERYBODY
 from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.steps import find_step
-from models.data import Bools, Floats, Ints, Steps, day_number
+from models.data import Bools, Floats, Ints, Steps, day_number, noon_of
 from models.reasons import Reasons
 from models.serving import Served, load_served, with_stranger
 
@@ -36,11 +36,12 @@ def lists(served: Served, settings: Settings, day: date) -> dict[str, list[Any]]
     """Columns of gold.recommendations. A user with fewer candidates than `score.top_n` gets a shorter list."""
     steps = with_stranger(served.steps, EVERYBODY)
     users = np.append(active_users(served.steps, day, settings.score.active_days), len(steps.user_ids) - 1)
+    tomorrow = noon_of(day_number(day) + 1)
     reasons = Reasons(served, steps, settings, day)
     columns: dict[str, list[Any]] = {name: [] for name in ("user_id", "rank", "item_id", "score", "propensity", "reason", "day", "policy_version")}
     for first in range(0, len(users), _BATCH):
         batch = users[first : first + _BATCH]
-        scores = served.ranker.score(steps, batch, steps.offsets[batch + 1])
+        scores = served.ranker.score(steps, batch, steps.offsets[batch + 1], np.full(len(batch), tomorrow))
         allowed = served.candidates(steps, batch, settings.evaluate.repeats)
         for row, user in enumerate(batch.tolist()):
             user_id = steps.user_ids[user]

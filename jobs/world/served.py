@@ -35,12 +35,12 @@ class Recommender:
     def __exit__(self, *_: object) -> None:
         self.process.communicate()
 
-    def ask(self, histories: Sequence[Sequence[Mapping[str, Any]]], n: int) -> list[list[str]]:
-        """The best n items for each history."""
+    def ask(self, histories: Sequence[Sequence[Mapping[str, Any]]], now: Sequence[int], n: int) -> list[list[str]]:
+        """The best n items for each history, at the moments `now` (seconds since 1970)."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
-            self.process.stdin.write(json.dumps({"n": n, "histories": histories}) + "\n")
+            self.process.stdin.write(json.dumps({"n": n, "now": now, "histories": histories}) + "\n")
             self.process.stdin.flush()
             answer = self.process.stdout.readline()
         except BrokenPipeError:
@@ -68,7 +68,8 @@ class Asked:
 
     def choose(self, log: Log, hidden: Hidden, users: Ints, step: int) -> tuple[Ints, Floats]:  # noqa: ARG002
         """Show the best item that is still free."""
-        lists = self.recommender.ask(histories(self.world, self.past, log, users, step), min(ASKED, self.world.items))
+        now = log.time[users, step].tolist()
+        lists = self.recommender.ask(histories(self.world, self.past, log, users, step), now, min(ASKED, self.world.items))
         return first_free(indexed(self.world, lists), log, users, step), np.full(len(users), np.nan)
 
 

@@ -79,7 +79,7 @@ def true_values(landing: Path, settings: Settings, day: date | None, *, users: i
         fresh = Fresh.draw(world, number, users, seed)
         policies: dict[str, Policy] = {POLICY: Asked(world, fresh.past, served), POPULARITY: Asked(world, fresh.past, popular)}
         stepwise = fresh.values(world, number, policies, seed)
-        popular_list = popular.ask([[]], settings.score.top_n)[0]
+        popular_list = popular.ask([[]], [0], settings.score.top_n)[0]
     own = np.sort(np.random.default_rng([world.seed, seed, 12]).permutation(len(world.segment))[:users])
     fixed: dict[str, Policy] = {
         POLICY: Published(indexed(world, [lists.get(world.user_ids[user], lists[ANYBODY]) for user in own.tolist()])),

@@ -31,7 +31,7 @@ class Linear:
     weights: Floats | None = None  # [items, items]
     half_life: float = 1.0
 
-    def score(self, steps: Steps, users: Ints, ends: Ints) -> Floats:
+    def score(self, steps: Steps, users: Ints, ends: Ints, now: Ints | None = None) -> Floats:
         """As `models.data.Ranker` says."""
         scores = np.tile(self.prior, (len(users), 1))
         if self.own_half_life is not None:

@@ -197,7 +197,7 @@ def judged_net(window: Window, train: Train) -> Row:
     for day in range(window.days):
         today = window.every.days == window.first + day
         events = window.every[today]
-        q[today] = scale * policies[day].q(window.steps, events.users, events.ends)[np.arange(len(events)), events.items]
+        q[today] = scale * policies[day].q(window.steps, events.users, events.ends, events.times)[np.arange(len(events)), events.items]
     return replace(judged(window, policies), q=q)
 
 

@@ -29,7 +29,7 @@ class Knower:
     def __init__(self, steps: Steps, items: int) -> None:
         self._next, self._items = steps.item, items
 
-    def score(self, steps: Steps, users: Ints, ends: Ints) -> Floats:
+    def score(self, steps: Steps, users: Ints, ends: Ints, now: Ints | None = None) -> Floats:
         scores = np.zeros((len(users), self._items), dtype=np.float32)
         scores[np.arange(len(users)), self._next[ends]] = 1
         return scores

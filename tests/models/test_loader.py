@@ -239,7 +239,10 @@ def test_a_window_is_what_a_user_did_in_order(lake: Lake) -> None:
     place = {row["reward"]: number for number, row in enumerate(sorted(rows, key=lambda row: (row["user_id"], row["day"], row["step"])))}
     first_of = {user: min(place[row["reward"]] for row in rows if row["user_id"] == user) for user in {row["user_id"] for row in rows}}
     user_of = {row["reward"]: row["user_id"] for row in rows}
-    times = {place[row["reward"]]: row["event_time"].timestamp() for row in rows}
+    times = {place[row["reward"]]: int(row["event_time"].timestamp()) for row in rows}
+    last_of = {user: max(place[row["reward"]] for row in rows if row["user_id"] == user) for user in first_of}
+    ends = {row["bucket"]: 86_400 * (1 + max(day_number(other["day"]) for other in rows if other["bucket"] == row["bucket"])) for row in rows}
+    end_of = {row["user_id"]: ends[row["bucket"]] for row in rows}
     batches = epoch_of(loader(lake))
     assert max(len(batch) for batch, _ in batches) == PACKING.rows
     for batch, _ in batches:
@@ -251,7 +254,7 @@ def test_a_window_is_what_a_user_did_in_order(lake: Lake) -> None:
             for segment in range(1, windows + 1):
                 start, *slots = (batch.segment[row] == segment).nonzero().flatten().tolist()
                 inside = torch.tensor(slots)
-                assert not any(getattr(batch, field.name)[row, start] for field in fields(Packed) if field.name not in ("segment", "time"))
+                assert not any(getattr(batch, field.name)[row, start] for field in fields(Packed) if field.name not in ("segment", "time", "wait"))
                 rewards = batch.reward[row][inside].tolist()
                 places, fresh = [place[reward] for reward in rewards], batch.fresh[row][inside].tolist()
                 assert places == list(range(places[0], places[0] + len(places)))
@@ -261,6 +264,10 @@ def test_a_window_is_what_a_user_did_in_order(lake: Lake) -> None:
                 assert fresh[-1]
                 earlier = max(place[rewards[0]] - 1, first_of[user_of[rewards[0]]])
                 assert batch.time[row, start] == times[earlier]
+                user, last = user_of[rewards[0]], places[-1]
+                following = times[last + 1] if last < last_of[user] else end_of[user]
+                moments = [times[at] for at in places] + [following]
+                assert (batch.time + batch.wait)[row, [start, *slots]].tolist() == moments
                 before = fresh.index(True)
                 assert before >= PACKING.context // 3 or places[0] == first_of[user_of[rewards[0]]]
             padding = batch.segment[row] == 0

@@ -20,7 +20,7 @@ class Fixed:
     def __init__(self, scores: list[float]) -> None:
         self._scores = np.array(scores, dtype=np.float32)
 
-    def score(self, steps: Steps, users: Ints, ends: Ints) -> Floats:
+    def score(self, steps: Steps, users: Ints, ends: Ints, now: Ints | None = None) -> Floats:
         return np.tile(self._scores, (len(users), 1))
 
 
@@ -83,11 +83,13 @@ def test_top_lists_stop_where_candidates_do() -> None:
 
 
 def test_rolling_and_nightly_moments() -> None:
-    """Day 1 is held out. Rolling: each of its steps after all before it. Nightly: u's first rewarded one, after what day 0 brought; v is new."""
+    """Day 1 is held out. Rolling: each of its steps after all before it. Nightly: u's first rewarded one, after what day 0 brought, at noon; v is new."""
     steps = make({"u": [(1, 1.0), (2, 0.0), (3, 0.0), (4, 1.0), (5, 1.0)], "v": [(6, 1.0)], "w": [(7, 1.0)]}, {"u": [0, 0, 1, 1, 1], "v": [1], "w": [0]})
     every, first = rolling(steps, DAY + 1), nightly(steps, DAY + 1)
     assert (every.users.tolist(), every.ends.tolist(), every.items.tolist()) == ([0, 0, 0, 1], [2, 3, 4, 5], [3, 4, 5, 6])
     assert (first.users.tolist(), first.ends.tolist(), first.items.tolist()) == ([0, 1], [2, 5], [4, 6])
+    assert every.times.tolist() == steps.time[[2, 3, 4, 5]].tolist()
+    assert first.times.tolist() == [(DAY + 1) * 86_400 + 43_200] * 2
     moments, before = history(steps, first.users, first.ends)
     assert (moments.tolist(), before.tolist()) == ([0, 0], [0, 1])
     train = until(steps, DAY)

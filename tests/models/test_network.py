@@ -53,12 +53,13 @@ def test_padding_and_company_change_no_state(encoder: str) -> None:
 
 @every_encoder
 def test_a_window_sees_nothing_of_the_others_in_its_row(encoder: str) -> None:
-    """Users of 8, 5 and 2 steps in one row have the states that each has in a row of its own."""
+    """Users of 8, 5 and 2 steps in one row have the states that each has in a row of its own, the last ones as of the end of the day."""
     sizes, items = (8, 5, 2), catalogue(9)
     log = steps([[{"item": 1 + place * (user + 2) % 9, "response": place % 3} for place in range(size)] for user, size in enumerate(sizes)])
     made, rows = network(items, encoder=encoder), batch_of(pack(log, 8, 18, np.random.default_rng(0)), 0, 1.0, CPU).rows
+    evening = np.full(3, (int(log.day.max()) + 1) * 86_400)
     with torch.no_grad():
-        together, alone = (states_of(made, kind, items) for kind in (rows, rows_of(log, log.offsets[:-1], log.offsets[1:], CPU)))
+        together, alone = (states_of(made, kind, items) for kind in (rows, rows_of(log, log.offsets[:-1], log.offsets[1:], CPU, evening)))
     for user, size in enumerate(sizes):
         begin = rows.segment[0].tolist().index(user + 1)
         here = np.s_[begin : begin + size + 1]
@@ -80,6 +81,27 @@ def test_the_last_state_alone_is_the_last_of_all(encoder: str) -> None:
         every, last = states_of(made, rows, items), states_of(made, rows, items, at)
     for name in ("query", "value", "nearer", "popularity", "kin", "meeting", "met_item"):
         torch.testing.assert_close(getattr(last, name)[:, 0], getattr(every, name)[torch.arange(3), at[:, 0]], atol=1e-6, rtol=0)
+
+
+@every_encoder
+def test_a_state_is_that_of_a_moment(encoder: str) -> None:
+    """After the same steps weeks later is another state, and the state before a step is that of its moment, whatever the step is."""
+    items, log = catalogue(9), random_steps(1, 6, 9, seed=2)
+    made, window = network(items, encoder=encoder), (np.array([0]), np.array([5]))
+    with torch.no_grad():
+        every = states_of(made, rows_of(log, np.array([0]), np.array([6]), CPU), items)
+        then, later = (states_of(made, rows_of(log, *window, CPU, log.time[[5]] + wait), items) for wait in (0, 999 * HOUR))
+    torch.testing.assert_close(then.query[0], every.query[0, :6], atol=1e-6, rtol=0)
+    torch.testing.assert_close(then.meeting[0], every.meeting[0, :6, :6], atol=1e-6, rtol=0)
+    torch.testing.assert_close(later.query[0, :5], then.query[0, :5], atol=1e-6, rtol=0)
+    assert (later.query[0, 5] - then.query[0, 5]).abs().max() > 1e-3
+    assert (later.meeting[0, 5] - then.meeting[0, 5]).abs().max() > 1e-3
+
+
+def test_a_stranger_has_waited_for_nothing() -> None:
+    log = steps([[], [{"item": 1, "time": HOUR}]])
+    found = rows_of(log, log.offsets[:-1], log.offsets[1:], CPU, np.array([5 * HOUR, 3 * HOUR]))
+    assert found.wait.tolist() == [[0, 0], [0, 2 * HOUR]]
 
 
 def test_the_last_meeting_of_each_item_counts() -> None:

@@ -153,10 +153,17 @@ def test_histories_are_answered(lake: Lake, settings: Settings) -> None:
     assert answer == again
     assert all(sorted(items) == sorted(f"i{number}" for number in range(9) if number != 1) for items in lists)
     assert len({tuple(items) for items in lists}) > 1
+    waits = [0, *(4**power for power in range(12))]
+    later = {"n": 20, "now": [1767700000 + wait for wait in waits], "histories": [[step]] * len(waits)}
+    (late,) = answers(io.StringIO(json.dumps(later)), lake, settings, D, version)
+    assert json.loads(late)["lists"][0] == lists[1]
+    assert len({tuple(items) for items in json.loads(late)["lists"]}) > 1
     (popular,) = answers(io.StringIO(json.dumps({"n": 1, "histories": [[], [step]]})), lake, settings, D, POPULAR)
     assert len({items[0] for items in json.loads(popular)["lists"]}) == 1
     with pytest.raises(BadRequest, match=r"Line 1 of the input can't be read"):
         list(answers(io.StringIO('{"n": 1}\n'), lake, settings, D, POPULAR))
+    with pytest.raises(BadRequest, match=r"Line 1 of the input can't be read"):
+        list(answers(io.StringIO('{"n": 1, "now": [1], "histories": []}\n'), lake, settings, D, POPULAR))
 
 
 def test_a_folder_answers_histories_without_a_lake(tmp_path: Path) -> None:
@@ -165,10 +172,12 @@ def test_a_folder_answers_histories_without_a_lake(tmp_path: Path) -> None:
     save_policy(tmp_path / "p", network(items, repeats=False), items, NO_POPULARITY.repeat(5, 0), {}, {})
     policy = Policy.load(tmp_path / "p")
     log = steps([[{"item": 2, "response": 2}, {"item": 3}]])
+    late = policy.score(log, np.array([0]), np.array([2]), np.array([HOUR * 99]))[0]
     history = [
         {"item_id": f"i{item}", "event_type": "impression", "response": answer, "event_time": HOUR * at}
         for at, (item, answer) in enumerate([(2, "click"), (3, None)])
     ]
+    assert policy.recommend([history], 4, now=[HOUR * 99]) == [[f"i{item}" for item in sorted((1, 4), key=lambda item: -late[item])]]
     strange = [{"item_id": "?", "event_type": "?", "response": None, "event_time": 0}]
     own, unknown, nobody = policy.recommend([history, strange, []], 3)
     scores = policy.score(log, np.array([0]), np.array([2]))[0]

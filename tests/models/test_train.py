@@ -245,7 +245,7 @@ def test_q_converges_to_dynamic_programming(backup: str) -> None:
     made, scale = trained(data, SMALL.model_copy(update=changes | {"batch_steps": 256, "backup": backup}), CPU), data.counts.mean_reward
     policy = Policy("p", made, items.item_ids, items.categories, items, EVENT_TYPES, NO_POPULARITY.repeat(3, 0))
     past = steps([[{"item": 2, "time": 0}, {"item": 2, "time": 60}, {"item": item, "time": 120}] for item in (1, 2)])
-    q = scale * policy.q(past, np.array([0, 1]), past.offsets[1:])[:, 1:]
+    q = scale * policy.q(past, np.array([0, 1]), past.offsets[1:], now=np.array([180, 180]))[:, 1:]
     truth = {"best": [[1 / 3, 2 / 3], [4 / 3, 2 / 3]], "logged": [[1 / 8, 3 / 8], [9 / 8, 3 / 8]]}
     np.testing.assert_allclose(q, truth[backup], atol=0.12)
 
@@ -445,6 +445,6 @@ def test_a_warm_start_begins_with_what_the_policy_before_has_learnt(tmp_path: Pa
 def test_a_folder_of_another_form_is_not_read(tmp_path: Path) -> None:
     save_policy(tmp_path / "p", network(catalogue(3)), catalogue(3), NO_POPULARITY.repeat(4, 0), {}, {})
     config = tmp_path / "p" / "config.json"
-    config.write_text(config.read_text().replace('"form": 2', '"form": 1'))
-    with pytest.raises(NotReady, match="has form 1, and this version of Nightjar reads form 2"):
+    config.write_text(config.read_text().replace('"form": 3', '"form": 1'))
+    with pytest.raises(NotReady, match="has form 1, and this version of Nightjar reads form 3"):
         Learnt.load(tmp_path / "p")

@@ -161,7 +161,7 @@ def placed(policy: Policy, steps: Any, available: Any) -> list[tuple[int, float,
     for user in range(len(steps.user_ids)):
         for place in range(steps.offsets[user], steps.offsets[user + 1]):
             if steps.day[place] == day_number(D - timedelta(days=1)):
-                scores = policy.score(steps, np.array([user]), np.array([place]))[0]
+                scores = policy.score(steps, np.array([user]), np.array([place]), steps.time[[place]])[0]
                 candidates = {*np.flatnonzero(available).tolist(), int(steps.item[place])}
                 rank = sum(scores[item] >= scores[steps.item[place]] for item in candidates)
                 found.append((rank, float(steps.reward[place]), len(candidates)))

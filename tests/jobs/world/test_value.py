@@ -131,4 +131,4 @@ def test_what_is_missing_is_named(served: tuple[Path, Settings], tmp_path: Path)
 )
 def test_a_process_that_fails_is_named(program: str, message: str) -> None:
     with Recommender([sys.executable, "-c", program]) as broken, pytest.raises(ProcessFailed, match=message):
-        broken.ask([[]], 3)
+        broken.ask([[]], [0], 3)
