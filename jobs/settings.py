@@ -88,6 +88,19 @@ class Limits(_Section):
     exempt: list[str] = Field(default_factory=list, description="ids of users that are never set aside")
 
 
+class PolicySettings(_Section):
+    """What one of several policies has of its own; what is unset is as in [train]."""
+
+    gamma: float | None = Field(None, ge=0, lt=1)
+    backup: Literal["best", "logged"] | None = None
+    mixing: float | None = Field(None, ge=0, le=1)
+    n_step: int | None = Field(None, ge=1)
+    alpha: float | None = Field(None, ge=0)
+    gap: float | None = Field(None, gt=0)
+    supervised: float | None = Field(None, ge=0)
+    rewards: dict[str, float] | None = None
+
+
 class Train(_Section):
     """The learner."""
 
@@ -123,7 +136,26 @@ class Train(_Section):
     alpha: float | None = Field(None, ge=0, description="weight of the conservative penalty: small seeks return, large clones the log; unset: by the log")
     gap: float | None = Field(None, gt=0, description="in place of alpha: how far the logged items may stand behind all together (log-sum-exp), in nats")
     supervised: float = Field(0.0, ge=0, description="weight of the cross-entropy of rewarded steps")
+    rewards: dict[str, float] = Field(
+        default_factory=dict, description="factor of a step's reward, by the type of its response, or, where it has none, its own; 1 unless given"
+    )
     target_rate: float = Field(0.01, gt=0, le=1, description="share of the online net that the target net takes over each step")
+    policies: dict[str, PolicySettings] = Field(
+        default_factory=dict, description="several policies of one run, by name, with what each has of its own; they share all but their heads"
+    )
+
+    @field_validator("policies")
+    @classmethod
+    def _can_be_told_apart(cls, policies: dict[str, PolicySettings]) -> dict[str, PolicySettings]:
+        for name in policies:
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise ValueError(f"{name!r} becomes part of the name of a policy, so it needs to be of letters, digits, _ and -")
+        return policies
+
+    def each(self, has_refusals: bool) -> dict[str, Train]:
+        """Each policy of the run by name, as `for_log`; one without a name, unless `policies` names some."""
+        named = {name: self.model_copy(update=own.model_dump(exclude_none=True) | {"policies": {}}) for name, own in self.policies.items()}
+        return {name: train.for_log(has_refusals) for name, train in (named or {"": self}).items()}
 
     def for_log(self, has_refusals: bool) -> Train:
         """With `alpha` by the kind of log, unless it is set.
@@ -228,6 +260,13 @@ class Settings(BaseSettings):
     def _renames_to_what_there_is(self) -> Self:
         if unknown := sorted(set(self.landing.event_types.values()) - self.event_types.keys()):
             raise ValueError(f"landing.event_types: {', '.join(unknown)} is not among event_types, which has {', '.join(self.event_types)}")
+        return self
+
+    @model_validator(mode="after")
+    def _weighs_what_there_is(self) -> Self:
+        for train in self.train.each(False).values():
+            if unknown := sorted(train.rewards.keys() - self.event_types.keys()):
+                raise ValueError(f"train.rewards: {', '.join(unknown)} is not among event_types, which has {', '.join(self.event_types)}")
         return self
 
     @property

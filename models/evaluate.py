@@ -1,8 +1,9 @@
-"""Judges tonight's policy on the held-out days, beside the champion and the baselines."""
+"""Judges tonight's policies on the held-out days, beside the champion and the baselines. The best of them is the challenger."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import date, timedelta
 
 import numpy as np
@@ -14,7 +15,7 @@ from jobs.steps import find_step
 from models.baselines import ItemKNN, Popularity, RecencyPopularity, Repeat
 from models.data import Bools, DailyCounts, Ints, Ranker, Steps, day_number, load_availability, load_catalogue, load_steps, version_as_of
 from models.events import Candidates, Events, nightly, rolling, until
-from models.gate import POPULARITY, champion_before, policy_of
+from models.gate import POPULARITY, champion_before, policies_of
 from models.metrics import Estimate, Ranks, Resampling, coverage, gini, mean_popularity, ndcg_at, rank, recall_at, reciprocal_rank, top
 from models.ope import EstimatedBehaviour, importance_weights, snips, target_probabilities
 from models.policy import Policy
@@ -34,17 +35,17 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
     inputs = lake.versions(find_step("evaluate").reads)
     window_start, held_out = day - timedelta(days=settings.train.window_days - 1), day - timedelta(days=settings.evaluate.holdout_days - 1)
     inputs["gold.transitions"] = version = version_as_of(lake, window_start, day)
-    challenger, champion = policy_of(lake, day), champion_before(lake, day)
+    policies, champion = policies_of(lake, day), champion_before(lake, day)
     catalogue = load_catalogue(lake, day, version)
     steps = load_steps(lake, catalogue, tuple(settings.event_types), window_start, day, version)
     # Every policy knows the popularity of the evening before the held-out days, however long ago it was trained.
     train = until(steps, day_number(held_out) - 1)
     popularity = DecayedCounts.of(DailyCounts.of([train]), len(catalogue), day_number(held_out), 1).features()[0]
     event_types = tuple(settings.event_types)
-    rankers: dict[str, Ranker] = {CHALLENGER: Policy.load(lake.root / challenger.path, catalogue, event_types, popularity)}
-    if champion.version != POPULARITY:
-        rankers[CHAMPION] = Policy.load(lake.root / champion.path, catalogue, event_types, popularity)
-    judged = judge(rankers, steps, load_availability(lake, catalogue, DailyCounts.of([steps]), held_out, day), held_out, settings)
+    tonight = {policy.name: Policy.load(lake.root / policy.path, catalogue, event_types, popularity) for policy in policies}
+    served = None if champion.version == POPULARITY else Policy.load(lake.root / champion.path, catalogue, event_types, popularity)
+    chosen, judged = judge(tonight, served, steps, load_availability(lake, catalogue, DailyCounts.of([steps]), held_out, day), held_out, settings)
+    challenger = next(policy for policy in policies if policy.name == chosen)
     rows = [
         {"policy_version": challenger.version, "name": name, "metric": metric, "day": day, "value": estimate.value, "samples": estimate.samples}
         | dict(zip(("lower", "upper"), estimate.interval or (None, None), strict=True))
@@ -53,23 +54,29 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
     lake.replace("gold.evaluations", pa.Table.from_pylist(rows, lake.schema("gold.evaluations")), "evaluate", [day], inputs)
 
 
-def judge(policies: Mapping[str, Ranker], steps: Steps, available: Bools, first_day: date, settings: Settings) -> Judgement:
-    """Judge policies, and baselines learnt here, from the held-out `first_day` on; `steps` hold the training days before it too.
+def judge(tonight: Mapping[str, Ranker], champion: Ranker | None, steps: Steps, available: Bools, first_day: date, settings: Settings) -> tuple[str, Judgement]:
+    """Judge tonight's policies, the champion and baselines learnt here, from the held-out `first_day` on; `steps` hold the training days before too.
 
-    `available`: bool[held-out days, items]. Differences to the champion (popularity where there is none) and to the logging system
-    are paired: the same resamples of users.
+    `available`: bool[held-out days, items]. Returns the name of the best of tonight's, which is the challenger, and what was found of everybody.
+    Its differences to the champion (popularity where there is none) and to the logging system are paired: the same resamples of users.
     """
     train = until(steps, day_number(first_day) - 1)
-    rankers = {**policies, **baselines(train, available.shape[1], day_number(first_day) - 1, settings)}
+    rankers = baselines(train, available.shape[1], day_number(first_day) - 1, settings) | ({CHAMPION: champion} if champion else {})
     court = Court(steps, train, Candidates(available, day_number(first_day), settings.evaluate.repeats), settings)
     judged = court.log()
     for name, ranker in rankers.items():
         judged |= {(name, metric): estimate for metric, estimate in court.judge(ranker)}
+    found = {name: dict(court.judge(ranker)) for name, ranker in tonight.items()}
+    chosen = court.best(found)
+    for name, measures in found.items():
+        judged |= {(CHALLENGER if name == chosen else f"policy {name}", metric): estimate for metric, estimate in measures.items()}
     reference = CHAMPION if CHAMPION in rankers else POPULARITY
     for metric in (f"ndcg@{settings.evaluate.cutoff}", court.value_metric):
         judged[CHALLENGER, f"{metric}_minus_champion"] = judged[CHALLENGER, metric].minus(judged[reference, metric])
     judged[CHALLENGER, f"{court.value_metric}_minus_logged"] = judged[CHALLENGER, court.value_metric].minus(judged[LOGGED, "mean_reward"])
-    return judged
+    for key in [key for key in judged if "_minus_" in key[1]]:
+        judged[key] = replace(judged[key], of_several=len(tonight))
+    return chosen, judged
 
 
 def baselines(train: Steps, items: int, last_training_day: int, settings: Settings) -> dict[str, Ranker]:
@@ -125,6 +132,19 @@ class Court:
         if len(behaviour):
             judged[LOGGED, "perplexity"] = _plain(float(np.exp(-np.log(behaviour).mean())), len(behaviour))
         return judged
+
+    def best(self, found: Mapping[str, Mapping[str, Estimate]]) -> str:
+        """Of some policies, each with its metrics, the one to serve: by what the gate goes by, of those first of which the log can tell enough."""
+        gate = self._settings.gate
+
+        def worth(name: str) -> tuple[bool, float]:
+            metrics = found[name]
+            if not self.is_logged:
+                return True, metrics[f"ndcg@{self._settings.evaluate.cutoff}"].value
+            is_told = metrics["effective_sample_size"].value >= gate.min_effective_sample_size and metrics["overlap"].value >= gate.min_overlap
+            return is_told, metrics[self.value_metric].value
+
+        return max(found, key=worth)
 
     def judge(self, ranker: Ranker) -> Iterator[tuple[str, Estimate]]:
         """Metrics of one ranker, by name."""

@@ -43,6 +43,7 @@ class PolicyRecord:
     version: str
     path: str
     manifest: str
+    name: str = ""  # which of train.policies it is; empty = the only one
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,7 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
     from models.tracking import record_night
 
     inputs = lake.versions(find_step("gate").reads)
-    challenger = policy_of(lake, day)
-    measures = _measures(lake, day, challenger.version)
+    challenger, measures = _judged(lake, day)
     champion = champion_before(lake, day)
     decision = decide(measures, champion.version, settings.evaluate.cutoff, settings.gate)
     serving = challenger if decision.verdict == "promote" else champion
@@ -83,12 +83,12 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
     lake.replace("gold.verdicts", pa.Table.from_pylist([row], lake.schema("gold.verdicts")), "gate", [day], inputs)
 
 
-def policy_of(lake: Lake, day: date) -> PolicyRecord:
-    """The policy trained on `day`. Raises NotReady when there is none."""
-    found = lake.read("gold.policies", ["policy_version", "path", "manifest"], ds.field("day") == day).to_pylist()
+def policies_of(lake: Lake, day: date) -> list[PolicyRecord]:
+    """The policies trained on `day`, by name. Raises NotReady when there is none."""
+    found = lake.read("gold.policies", ["policy_version", "path", "manifest", "name"], ds.field("day") == day).sort_by("name").to_pylist()
     if not found:
         raise NotReady(f"No policy of {day} is in gold.policies. Run `nightjar run train --day {day}` first.")
-    return PolicyRecord(found[0]["policy_version"], found[0]["path"], found[0]["manifest"])
+    return [PolicyRecord(row["policy_version"], row["path"], row["manifest"], row["name"] or "") for row in found]
 
 
 def champion_before(lake: Lake, day: date) -> PolicyRecord:
@@ -114,13 +114,16 @@ def policy_named(lake: Lake, version: str) -> PolicyRecord:
     return PolicyRecord(version, path, manifest.read_text())
 
 
-def _measures(lake: Lake, day: date, version: str) -> Measures:
+def _judged(lake: Lake, day: date) -> tuple[PolicyRecord, Measures]:
+    """The challenger of the day, and what was found of everybody."""
+    policies = {policy.version: policy for policy in policies_of(lake, day)}
     rows = lake.read("gold.evaluations", filter=ds.field("day") == day).to_pylist()
-    strangers = {row["policy_version"] for row in rows} - {version}
+    strangers = {row["policy_version"] for row in rows} - policies.keys()
     if not rows or strangers:
-        what = f"judges {', '.join(sorted(strangers))}, not {version}" if strangers else "is empty"
+        what = f"judges {', '.join(sorted(strangers))}, not {', '.join(policies)}" if strangers else "is empty"
         raise NotReady(f"gold.evaluations of {day} {what}. Run `nightjar run evaluate --day {day}` first.")
-    return {(row["name"], row["metric"]): Measure(row["value"], row["lower"], row["upper"], row["samples"]) for row in rows}
+    measures = {(row["name"], row["metric"]): Measure(row["value"], row["lower"], row["upper"], row["samples"]) for row in rows}
+    return policies[rows[0]["policy_version"]], measures
 
 
 def decide(measures: Measures, champion: str, cutoff: int, gate: Gate) -> Decision:

@@ -44,7 +44,7 @@ def head_of(rows: Rows, states: States, table: ItemTable, items: ItemVectors, po
         values.flatten(0, 1).index_select(0, places) for values in (states.query, states.popularity, states.kin, states.met_item, states.meeting)
     )
     step_category = table.leaf[rows.item].index_select(0, places // states.query.shape[1])
-    return Head(query, items.whole, items.bias, weights, popularity, day, table.leaf, by_category(step_category, kin, table.leaves), met_item, meeting)
+    return Head(query, items.whole, states.bias, weights, popularity, day, table.leaf, by_category(step_category, kin, table.leaves), met_item, meeting)
 
 
 def chosen_score(head: Head, action: Tensor) -> Tensor:

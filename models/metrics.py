@@ -111,11 +111,15 @@ def mean_popularity(lists: Ints, counts: Ints) -> float:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A ratio of sums, the same ratio in every resample of users (float64[resamples], nan = undefined there), and how many rows it rests on."""
+    """A ratio of sums, the same ratio in every resample of users (float64[resamples], nan = undefined there), and how many rows it rests on.
+
+    Where it is of the best of several, its interval is wider, so that all of theirs would hold at once (Bonferroni).
+    """
 
     value: float
     draws: Doubles
     samples: int
+    of_several: int = 1
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -123,7 +127,8 @@ class Estimate:
         known = self.draws[np.isfinite(self.draws)]
         if len(known) == 0:
             return None
-        lower, upper = np.quantile(known, [0.025, 0.975])
+        tail = 0.025 / self.of_several
+        lower, upper = np.quantile(known, [tail, 1 - tail])
         return float(lower), float(upper)
 
     def minus(self, other: Estimate) -> Estimate:

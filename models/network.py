@@ -1,17 +1,18 @@
-"""The network: a causal pass over a user's steps gives a state before each step, at its moment; one head scores every item in that state.
+"""The network: a causal pass over a user's steps gives a state before each step, at its moment; a head scores every item in that state.
 
     z(s, a) = f(s)·g(a) + b(a) + w(s)·popularity(a) + meeting(s, a) + kin(s, a)        Q(s, a) = V(s) + z(s, a)
 
 g(a) is the item's own vector plus those of its category path, so an item without a history is scored by its content.
 The meeting term is for the items that the window of the user holds, and for no other: when, how often and how each was last met.
 The kin term is for the items of the categories that it holds: a sum over all steps of the category, by how long ago and how they ended.
+Policies that learn together have one pass and one g between them, and a head and a b each.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ class NetworkConfig:
     id_dropout: float  # share of the items that train without their own vector, so that content alone learns to score
     step_id_dropout: float  # share of the steps that are read by the item's content alone in training, where it has any
     repeats: bool  # whether an item of the window may be chosen again
+    policies: int = 1  # heads
 
 
 ENCODERS: dict[str, Callable[[NetworkConfig], nn.Module]] = {
@@ -83,15 +85,16 @@ class ItemVectors:
 
     whole: Tensor  # [items, dim] g
     content: Tensor  # [items, dim] the part of it that does not come from the item's own vector
-    bias: Tensor  # [items] b
+    bias: Tensor  # [items, policies] b
     has_content: Tensor  # bool[items]
 
 
 @dataclass(frozen=True)
 class States:
-    """States in slots of rows: in all of them, or in one of each row."""
+    """What a head says of states in slots of rows: in all of them, or in one of each row."""
 
-    query: Tensor  # [rows, slots, dim]
+    query: Tensor  # [rows, slots, dim] f
+    bias: Tensor  # [items] b
     value: Tensor  # [rows, slots, 1]
     nearer: Tensor  # [rows, slots, NEARER]: its value to shorter horizons
     popularity: Tensor  # [rows, slots, POPULARITY_FEATURES] weights
@@ -180,14 +183,14 @@ def log_bucket(seconds: Tensor) -> Tensor:
 
 
 class Network(nn.Module):
-    """Encoder and head. `items` and `categories` are the sizes of the vocabulary without padding."""
+    """Item tower, encoder and heads. `items` and `categories` are the sizes of the vocabulary without padding."""
 
     def __init__(self, config: NetworkConfig, items: int, categories: int) -> None:
         super().__init__()
         self.config = config
         dim, kinds = config.dim, len(config.event_types) + 1
         self.item_vector = nn.Embedding(items + 1, dim)
-        self.item_bias = nn.Embedding(items + 1, 1)
+        self.item_bias = nn.Embedding(items + 1, config.policies)
         self.category_vector = nn.Embedding(categories + 1, dim, padding_idx=0)
         self.event = nn.Embedding(kinds, dim)
         self.response = nn.Embedding(kinds, dim)
@@ -196,6 +199,61 @@ class Network(nn.Module):
         self.start = nn.Parameter(torch.zeros(dim))
         self.encoder = ENCODERS[config.encoder](config)
         self.dropout = nn.Dropout(config.dropout)
+        self.heads = nn.ModuleList(PolicyHead(config) for _ in range(config.policies))
+        for table in (self.item_vector, self.category_vector):
+            nn.init.normal_(table.weight, std=dim**-0.5)
+        for table in (self.event, self.response, self.wait):
+            nn.init.normal_(table.weight, std=0.1)
+        nn.init.zeros_(self.item_bias.weight)
+        with torch.no_grad():
+            self.item_vector.weight[0].zero_()
+            self.category_vector.weight[0].zero_()
+
+    def items(self, table: ItemTable, own: tuple[Tensor, Tensor] | None = None) -> ItemVectors:
+        """What stands for every item of the table. In training some go without their own vector.
+
+        `own` are their own vectors and biases, as `own` gives them, where the caller holds these apart.
+        """
+        vectors, bias = own or self.own(table)
+        if self.training and self.config.id_dropout > 0:
+            kept = torch.rand((len(bias), 1), device=bias.device) >= self.config.id_dropout
+            vectors, bias = torch.where(kept, vectors, vectors[0]), torch.where(kept, bias, bias[0])
+        content = self.category_vector(table.categories).sum(1)
+        return ItemVectors(vectors + content, content, bias, table.leaf > 0)
+
+    def own(self, table: ItemTable) -> tuple[Tensor, Tensor]:
+        """What the network has for each item of the table alone: [items, dim], [items, policies]."""
+        return self.item_vector(table.ids), self.item_bias(table.ids)
+
+    def states(self, rows: Rows, view: View, items: ItemVectors) -> list[States]:
+        """The states of the slots that `view` is of, as each head sees them."""
+        tokens = self.item_input(self._read(rows.item, items)) + self.event(rows.event) + self.response(rows.response)
+        tokens = torch.where(view.follows[:, :, None], tokens, self.start) + self.wait(view.wait)
+        hidden = self.encoder(self.dropout(tokens), view)
+        return [head(rows, view, hidden, bias) for head, bias in zip(self.heads, items.bias.T, strict=True)]
+
+    def alone(self, policy: int) -> Network:
+        """A network with that head alone."""
+        only = Network(replace(self.config, policies=1), self.item_vector.num_embeddings - 1, self.category_vector.num_embeddings - 1)
+        own, others = f"heads.{policy}.", {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("heads.")}
+        others["item_bias.weight"] = others["item_bias.weight"][:, [policy]]
+        only.load_state_dict(others | {name.replace(own, "heads.0."): tensor for name, tensor in self.state_dict().items() if name.startswith(own)})
+        return only.to(self.start.device)
+
+    def _read(self, item: Tensor, items: ItemVectors) -> Tensor:
+        whole = embedding(item, items.whole)
+        if not self.training or not self.config.step_id_dropout:
+            return whole
+        kept = (torch.rand(item.shape, device=item.device) >= self.config.step_id_dropout) | ~items.has_content[item]
+        return torch.where(kept[:, :, None], whole, embedding(item, items.content))
+
+
+class PolicyHead(nn.Module):
+    """Scores the items in states, as one policy sees them, and values these."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        dim, kinds = config.dim, len(config.event_types) + 1
         self.query = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, 1)
         self.nearer = nn.Linear(dim, len(NEARER))
@@ -210,55 +268,19 @@ class Network(nn.Module):
         self.kin_steps = nn.Parameter(torch.zeros(config.context + 1, _MEETING_DIM))
         self.kin_event = nn.Embedding(kinds, _MEETING_DIM)
         self.kin_response = nn.Embedding(kinds, _MEETING_DIM)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for table in (self.item_vector, self.category_vector):
-            nn.init.normal_(table.weight, std=self.config.dim**-0.5)
-        for table in (self.event, self.response, self.wait):
-            nn.init.normal_(table.weight, std=0.1)
-        for table in (self.item_bias, self.meeting_count, self.meeting_event, self.meeting_response, self.kin_event, self.kin_response):
+        for table in (self.meeting_count, self.meeting_event, self.meeting_response, self.kin_event, self.kin_response):
             nn.init.zeros_(table.weight)
         for layer in (self.popularity, self.value, self.nearer):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         for query in (self.meeting_query, self.kin_query):
             nn.init.ones_(query.bias)  # the tables that it meets start at 0
-        with torch.no_grad():
-            self.item_vector.weight[0].zero_()
-            self.category_vector.weight[0].zero_()
 
-    def items(self, table: ItemTable, own: tuple[Tensor, Tensor] | None = None) -> ItemVectors:
-        """What stands for every item of the table. In training some go without their own vector.
-
-        `own` are their own vectors and biases, as `own` gives them, where the caller holds these apart.
-        """
-        vectors, bias = own or self.own(table)
-        if self.training and self.config.id_dropout > 0:
-            kept = torch.rand(bias.shape, device=bias.device) >= self.config.id_dropout
-            vectors, bias = torch.where(kept[:, None], vectors, vectors[0]), torch.where(kept, bias, bias[0])
-        content = self.category_vector(table.categories).sum(1)
-        return ItemVectors(vectors + content, content, bias, table.leaf > 0)
-
-    def own(self, table: ItemTable) -> tuple[Tensor, Tensor]:
-        """What the network has for each item of the table alone: [items, dim], [items]."""
-        return self.item_vector(table.ids), self.item_bias(table.ids).squeeze(1)
-
-    def states(self, rows: Rows, view: View, items: ItemVectors) -> States:
-        """The states of the slots that `view` is of."""
-        tokens = self.item_input(self._read(rows.item, items)) + self.event(rows.event) + self.response(rows.response)
-        tokens = torch.where(view.follows[:, :, None], tokens, self.start) + self.wait(view.wait)
-        hidden = self.encoder(self.dropout(tokens), view)
+    def forward(self, rows: Rows, view: View, hidden: Tensor, bias: Tensor) -> States:
+        """`hidden` is [rows, slots, dim], of the slots that `view` is of; `bias` [items]."""
         met_item = rows.item[:, None, :] * view.met
         meeting, kin = self._meetings(rows, view, hidden), self._kin(rows, view, hidden)
-        return States(self.query(hidden), self.value(hidden), self.nearer(hidden), self.popularity(hidden), met_item, meeting, kin)
-
-    def _read(self, item: Tensor, items: ItemVectors) -> Tensor:
-        whole = embedding(item, items.whole)
-        if not self.training or not self.config.step_id_dropout:
-            return whole
-        kept = (torch.rand(item.shape, device=item.device) >= self.config.step_id_dropout) | ~items.has_content[item]
-        return torch.where(kept[:, :, None], whole, embedding(item, items.content))
+        return States(self.query(hidden), bias, self.value(hidden), self.nearer(hidden), self.popularity(hidden), met_item, meeting, kin)
 
     def _meetings(self, rows: Rows, view: View, hidden: Tensor) -> Tensor:
         query = self.meeting_query(hidden) / math.sqrt(_MEETING_DIM)

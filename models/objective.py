@@ -13,6 +13,7 @@ the items of its own rows and at train.negatives drawn ones, and nothing else of
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -22,7 +23,7 @@ from torch.nn.functional import pad
 from jobs.settings import Train
 from models.loader import Packed
 from models.losses import Drawn, catalogue_logsumexp, chosen_score, content_of, drawn_logsumexp, head_of, lambda_returns, n_step_targets
-from models.network import NEARER, ItemTable, Network, Rows, view_of
+from models.network import NEARER, ItemTable, ItemVectors, Network, Rows, States, view_of
 
 _LEAST_ELAPSED = 1e-3  # 0 to the power of 0 is 1, and a discount of 0 looks no step ahead
 
@@ -35,6 +36,7 @@ class Batch:
     acts: Tensor  # bool: a step follows
     learnt: Tensor  # bool: and it is learnt here; the others are context alone and are learnt in another window
     action: Tensor  # int64 its item; 0 = unknown, or none follows
+    kind: Tensor  # int64 type of its response, or, where it has none, its own; 0 = none
     reward: Tensor  # float32, in units of the scale
     end: Tensor  # int64 END_CODES
     elapsed: Tensor  # float32 what passes from it to the next step of the window: 1, or a time in units of train.gamma_hours
@@ -59,7 +61,8 @@ def batch_of(packed: Packed, first_day: int, scale: float, device: torch.device,
     if gamma_hours is not None:
         waited = rows.wait.roll(-1, 1) / (3600 * gamma_hours)
         elapsed = torch.where(acts & acts.roll(-1, 1), waited.clamp(min=_LEAST_ELAPSED), elapsed)
-    return Batch(rows, acts, acts & packed.fresh.roll(-1, 1), following(rows.item), reward, following(packed.end.long()), elapsed, day)
+    kind = following(torch.where(rows.response > 0, rows.response, rows.event))
+    return Batch(rows, acts, acts & packed.fresh.roll(-1, 1), following(rows.item), kind, reward, following(packed.end.long()), elapsed, day)
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,14 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """A batch as a network sees it, with one of its heads."""
+
+    items: ItemVectors
+    states: States
+
+
+@dataclass(frozen=True)
 class Loss:
     """What is minimised, and its parts before their weights, those that have one; scalars."""
 
@@ -80,12 +91,12 @@ class Loss:
     parts: dict[str, Tensor]
 
 
-def batch_loss(online: Network, target: Network, part: Part, batch: Batch, train: Train, own: tuple[Tensor, Tensor] | None = None) -> Loss:
-    """The loss of a batch; see the head of this file. Means are over its learnt steps with a known item. `train` is as of `Train.for_log`.
+def batch_loss(online: Network, target: Network, part: Part, batch: Batch, policies: Mapping[str, Train], own: tuple[Tensor, Tensor] | None = None) -> Loss:
+    """The loss of a batch; see the head of this file. Means are over its learnt steps with a known item. `own` as in `Network.items`.
 
-    The best item of a state is the online net's, its value the target net's. `own` as in `Network.items`.
+    `policies`, by name, are as of `Train.for_log`, one for each head. The best item of a state is the online net's, its value the target net's.
+    What policies have in common learns from all alike: each counts by the weights within its loss, so that no alpha drowns the others.
     """
-    assert train.alpha is not None
     rows, view = batch.rows, view_of(batch.rows, online.config.context)
     items = online.items(part.table, own)
     with torch.no_grad():
@@ -96,12 +107,39 @@ def batch_loss(online: Network, target: Network, part: Part, batch: Batch, train
     # The state after the last step too: the bootstrap needs it. In the order of the days, each of which has a popularity of its own.
     places = (batch.learnt | (rows.segment > 0) & ~batch.acts).flatten().nonzero().squeeze(1)
     places = places[torch.argsort(batch.day.flatten()[places], stable=True)]
+    least = min(map(_weight, policies.values()))
+    total = torch.zeros((), device=rows.item.device)
+    parts: dict[str, Tensor] = {}
+    for (name, train), seen, target_seen in zip(policies.items(), states, target_states, strict=True):
+        reward = _valued(batch, train, online.config.event_types)
+        loss = _policy_loss(online.config.repeats, part, replace(batch, reward=reward), train, Seen(items, seen), Seen(target_items, target_seen), places)
+        total = total + least / _weight(train) * loss.total
+        parts |= {f"{name} {part}".strip(): value for part, value in loss.parts.items()}
+    return Loss(total, parts)
+
+
+def _weight(train: Train) -> float:
+    """Of all parts of a policy's loss together."""
+    return 1 + (train.alpha or 0) + train.supervised
+
+
+def _valued(batch: Batch, train: Train, event_types: Sequence[str]) -> Tensor:
+    """The reward of each step, as the policy weighs it."""
+    if not train.rewards:
+        return batch.reward
+    return batch.reward * batch.reward.new_tensor([1.0, *(train.rewards.get(name, 1.0) for name in event_types)])[batch.kind]
+
+
+def _policy_loss(repeats: bool, part: Part, batch: Batch, train: Train, online: Seen, target: Seen, places: Tensor) -> Loss:
+    """The loss of one policy; `places` are the states looked at, by day."""
+    assert train.alpha is not None
+    rows, states, items = batch.rows, online.states, online.items
     day, action, reward = (values.flatten()[places] for values in (batch.day, batch.action, batch.reward))
     head = head_of(rows, states, part.table, items, part.popularity, day, places)
 
     learnt = action > 0
     choosable = head
-    if not online.config.repeats:
+    if not repeats:
         learnt &= ~(head.met_item == action[:, None]).any(1)
         choosable = replace(head, meeting=head.meeting.masked_fill(head.met_item > 0, -torch.inf))
     share = learnt / learnt.sum().clamp(min=1)
@@ -132,13 +170,13 @@ def batch_loss(online: Network, target: Network, part: Part, batch: Batch, train
     log = batch.reward, batch.end, batch.acts, batch.elapsed
     if train.backup == "logged":
         # V learns the return, which has the noise of all that follows, and Q what follows from one step, as V sees it.
-        td = error(there(states.value), *lambda_returns(*log, target_states.value, [train.gamma], train.mixing))
-        td = td + error(there(states.value).detach() + z[:, None], *lambda_returns(*log, target_states.value, [train.gamma], 0.0))
+        td = error(there(states.value), *lambda_returns(*log, target.states.value, [train.gamma], train.mixing))
+        td = td + error(there(states.value).detach() + z[:, None], *lambda_returns(*log, target.states.value, [train.gamma], 0.0))
     else:
-        target_head = head_of(rows, target_states, part.table, target_items, part.popularity, day, places)
+        target_head = head_of(rows, target.states, part.table, target.items, part.popularity, day, places)
         best_values = torch.zeros_like(batch.reward).flatten()
-        best_values[places] = there(target_states.value).squeeze(1) + torch.where(best > 0, chosen_score(target_head, best), 0.0)
+        best_values[places] = there(target.states.value).squeeze(1) + torch.where(best > 0, chosen_score(target_head, best), 0.0)
         targets, counts = n_step_targets(*log, best_values.view_as(batch.reward), train.gamma, train.n_step)
         td = error(there(states.value) + z[:, None], targets[:, :, None], counts)
-    nearer = error(there(states.nearer), *lambda_returns(*log, target_states.nearer, NEARER, train.mixing))
+    nearer = error(there(states.nearer), *lambda_returns(*log, target.states.nearer, NEARER, train.mixing))
     return Loss(td + conservative + nearer, {"td": td.detach(), **parts, "nearer": nearer.detach()})

@@ -59,12 +59,15 @@ class Learnt:
         return cls(network, item_ids, categories, items["popularity"])
 
     def grown(self, network: Network, catalogue: Catalogue) -> None:
-        """Put what was learnt into a network of the same shape over a newer catalogue, so that it scores there as this one does.
+        """Put what was learnt into a network of the same shape over a newer catalogue, so that each head scores there as the one here does.
 
         An item that is new begins as an unknown one, and a category that is new as none.
         """
         table = item_table(self.item_ids, self.categories, catalogue, torch.device("cpu"))
         learnt = dict(self.network.state_dict())
+        for name in [name for name in learnt if name.startswith("heads.0.")]:
+            learnt |= {name.replace("heads.0.", f"heads.{policy}."): learnt[name] for policy in range(network.config.policies)}
+        learnt["item_bias.weight"] = learnt["item_bias.weight"].expand(-1, network.config.policies)
         for name in ("item_vector.weight", "item_bias.weight"):
             learnt[name] = learnt[name][table.ids]
         known = {path: place for place, path in enumerate(category_paths(self.categories), start=1)}
@@ -159,7 +162,7 @@ class Policy:
         """The head in the state after the last step of each window, and V there."""
         rows = replace(rows, event=self._kinds[rows.event], response=self._kinds[rows.response])
         last = rows.segment.sum(1, keepdim=True) - 1
-        states = self._network.states(rows, view_of(rows, self._network.config.context, last), self._items)
+        (states,) = self._network.states(rows, view_of(rows, self._network.config.context, last), self._items)
         day, places = torch.zeros_like(last[:, 0]), torch.arange(len(last), device=self._device)
         head = head_of(rows, states, self._table, self._items, self._popularity, day, places)
         return head, states.value[:, 0, 0]

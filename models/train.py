@@ -12,7 +12,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import date, timedelta
@@ -36,7 +36,7 @@ from models.data import Bools, Catalogue, DailyCounts, day_number, item_places, 
 from models.gate import MANIFEST, POLICIES, POPULARITY, champion_before
 from models.loader import Buckets, LakeBuckets, LateBuckets, Loader, Packing, Position
 from models.losses import Drawn
-from models.network import NEARER, ItemTable, Network, NetworkConfig, category_paths, item_table
+from models.network import NEARER, ItemTable, Network, NetworkConfig, PolicyHead, category_paths, item_table
 from models.objective import Batch, Part, batch_loss, batch_of
 from models.policy import Learnt, device_of_choice, save_policy
 from models.popularity import DecayedCounts
@@ -54,7 +54,7 @@ _SAVED_EVERY = 300  # seconds
 
 
 def run(lake: Lake, settings: Settings, day: date) -> None:
-    """Train on the days [day - window + 1, day - holdout_days], write the policy folder, register it in gold.policies.
+    """Train on the days [day - window + 1, day - holdout_days], write a policy folder, or one for each of train.policies, and register it in gold.policies.
 
     With train.patience the last train.validation_days of them are not learnt from: they say when to stop.
     Raises NotReady when the day has no transitions, FutureData when all that is there knows more than `day`, TooLittleData when there
@@ -83,30 +83,39 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
         "settings": {name: getattr(settings, name).model_dump() for name in ("train", "evaluate", "episodes")},
         "event_types": {name: event_type.model_dump() for name, event_type in settings.event_types.items()},
     }
-    policy_version = f"{day}-{hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:8]}"
+    run_version = _version(day, manifest)
     lake.ensure("gold.policies")
-    draft = lake.root / POLICIES / f"{policy_version}.checkpoint"
+    draft = lake.root / POLICIES / f"{run_version}.checkpoint"
     learnt = Learnt.load(lake.root / champion.path) if champion and champion.version != POPULARITY else None
     fitted = fit(data, tuple(settings.event_types), settings.train, settings.evaluate.repeats, device_of_choice(), draft, learnt)
     if fitted is None:
-        raise Interrupted(f"The training of {policy_version} was ended by SIGTERM. What it has learnt is saved: `nightjar run train --day {day}` goes on.")
+        raise Interrupted(f"The training of {run_version} was ended by SIGTERM. What it has learnt is saved: `nightjar run train --day {day}` goes on.")
     network, scale = fitted
 
     evening = DecayedCounts.of(data.counts, len(catalogue), day_number(last) + 1, 1).features()[0]
-    config = {"reward_scale": scale, "train": settings.train.for_log(data.counts.has_refusals).model_dump()}
-    with whole_folder(lake.root / POLICIES / policy_version, last=MANIFEST) as folder:
-        save_policy(folder, network, catalogue, evening, config, manifest)
-    row = {
-        "policy_version": policy_version,
-        "path": f"{POLICIES}/{policy_version}",
-        "trained_from": first,
-        "trained_to": last,
-        "steps": int(data.counts.steps.sum()),
-        "items": len(catalogue) - 1,
-        "manifest": json.dumps(manifest, sort_keys=True),
-        "day": day,
-    }
-    lake.replace("gold.policies", pa.Table.from_pylist([row], lake.schema("gold.policies")), "train", [day], inputs)
+    rows = []
+    for head, (name, train) in enumerate(settings.train.each(data.counts.has_refusals).items()):
+        own = manifest | ({"policy": name} if name else {})
+        policy_version = _version(day, own)
+        with whole_folder(lake.root / POLICIES / policy_version, last=MANIFEST) as folder:
+            save_policy(folder, network.alone(head), catalogue, evening, {"reward_scale": scale, "train": train.model_dump()}, own)
+        row = {
+            "policy_version": policy_version,
+            "name": name or None,
+            "path": f"{POLICIES}/{policy_version}",
+            "trained_from": first,
+            "trained_to": last,
+            "steps": int(data.counts.steps.sum()),
+            "items": len(catalogue) - 1,
+            "manifest": json.dumps(own, sort_keys=True),
+            "day": day,
+        }
+        rows.append(row)
+    lake.replace("gold.policies", pa.Table.from_pylist(rows, lake.schema("gold.policies")), "train", [day], inputs)
+
+
+def _version(day: date, manifest: dict[str, Any]) -> str:
+    return f"{day}-{hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:8]}"
 
 
 def _check_enough(counts: DailyCounts, catalogue: Catalogue, first: date, last: date, validation_days: int, lake: Lake) -> None:
@@ -178,15 +187,15 @@ def fit(
     a training that SIGTERM ends returns None, and the next one goes on from there as if nothing had been.
     """
     config = config_of(train, event_types, repeats)
-    train = train.for_log(data.counts.has_refusals)
+    policies = train.each(data.counts.has_refusals)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _reproducible(device), _term_asked(draft) as is_asked_to_end:
         torch.manual_seed(train.seed)
         network = Network(config, len(data.catalogue) - 1, len(category_paths(data.catalogue.categories))).to(device)
-        if train.warm_epochs and learnt and learnt.network.config == config:
+        if train.warm_epochs and learnt and learnt.network.config == replace(config, policies=1):
             learnt.grown(network, data.catalogue)
             train = train.model_copy(update={"epochs": train.warm_epochs})
         else:
-            _levelled(network, data.counts.level, train.gamma)
+            _levelled(network, data.counts.level, [policy.gamma for policy in policies.values()])
         learner = _Learner(network, data, train, device, draft)
         with training_progress(train.epochs, sum(data.buckets.sizes), learner.resumed()) as progress:
             if not learner.learn(progress, is_asked_to_end, after_epoch):
@@ -195,16 +204,18 @@ def fit(
 
 
 @torch.no_grad()
-def _levelled(network: Network, level: float, gamma: float) -> None:
-    """Let values begin where they would end were all states alike."""
-    network.value.bias.fill_(level / (1 - gamma))
-    network.nearer.bias.copy_(level / (1 - torch.tensor(NEARER)))
+def _levelled(network: Network, level: float, gammas: Sequence[float]) -> None:
+    """Let values begin where they would end were all states alike; a discount for each head."""
+    for head, gamma in zip(network.heads, gammas, strict=True):
+        assert isinstance(head, PolicyHead)
+        head.value.bias.fill_(level / (1 - gamma))
+        head.nearer.bias.copy_(level / (1 - torch.tensor(NEARER)))
 
 
 def config_of(train: Train, event_types: tuple[str, ...], repeats: bool) -> NetworkConfig:
     """The shape of the network that the settings ask for."""
     shape = {name: getattr(train, name) for name in ("dim", "layers", "heads", "context", "encoder", "dropout", "id_dropout", "step_id_dropout")}
-    return NetworkConfig(event_types=event_types, repeats=repeats, **shape)
+    return NetworkConfig(event_types=event_types, repeats=repeats, policies=len(train.policies) or 1, **shape)
 
 
 @contextmanager
@@ -246,6 +257,7 @@ class _Learner:
     def __init__(self, network: Network, data: TrainingData, train: Train, device: torch.device, draft: Location | None = None) -> None:
         self._online, self._target = network.train(), copy.deepcopy(network).eval()
         self._data, self._train, self._device, self._draft = data, train, device, draft
+        self._policies = train.each(data.counts.has_refusals)
         self._table = item_table(data.catalogue.item_ids, data.catalogue.categories, data.catalogue, device)
         self._packing = Packing(train.context, train.context + 1, max(1, train.batch_steps // (train.context + 1)))
         self._loader = Loader(data.buckets, self._packing, train.seed, workers=2 if device.type == "cuda" else 0)
@@ -256,7 +268,7 @@ class _Learner:
         if self._best:
             self._modules["best"] = self._best
         self._decayed = DecayedCounts.of(data.counts, len(data.catalogue), data.first_day, len(data.eligible))
-        self._modules["dual"] = self._dual = nn.ParameterList([torch.zeros(())]).requires_grad_(False)  # log alpha, where it is tuned to a gap
+        self._modules["dual"] = self._dual = nn.ParameterList([torch.zeros(len(self._policies))]).requires_grad_(False)  # log alpha, where it is tuned to a gap
         self._by_row: RowAdagrad | None = None
         tables: tuple[Tensor, ...] = ()
         if len(data.catalogue) - 1 > train.exact_items:
@@ -344,7 +356,7 @@ class _Learner:
                 batch = replace(batch, learnt=batch.learnt & (batch.day >= begin))
                 learnt = int(batch.learnt.sum())
                 if learnt:
-                    summed += learnt * float(batch_loss(self._online, self._target, *self._looked_at(batch), self._train).total)
+                    summed += learnt * float(batch_loss(self._online, self._target, *self._looked_at(batch), self._policies).total)
                     steps += learnt
         self._online.train()
         return summed / steps
@@ -355,10 +367,7 @@ class _Learner:
         own = self._online.own(part.table)
         if self._by_row:
             own = (own[0].detach().requires_grad_(), own[1].detach().requires_grad_())
-        train = self._train
-        if train.gap is not None:
-            train = train.model_copy(update={"alpha": float(self._dual[0].exp())})
-        loss = batch_loss(self._online, self._target, part, counted, train, own)
+        loss = batch_loss(self._online, self._target, part, counted, self._tuned(), own)
         total = float(loss.total.detach())
         if not math.isfinite(total):
             raise TrainingFailed(
@@ -372,7 +381,7 @@ class _Learner:
         self._optimiser.step()
         if self._by_row:
             gradients = [tensor.grad for tensor in own if tensor.grad is not None]
-            self._by_row.step(part.table.ids, (gradients[0], gradients[1][:, None]), _ROW_RATE * rate)
+            self._by_row.step(part.table.ids, (gradients[0], gradients[1]), _ROW_RATE * rate)
         with torch.no_grad():
             for target, online in self._pairs:
                 target.lerp_(online, self._train.target_rate)
@@ -380,10 +389,19 @@ class _Learner:
                 for table, other in ((self._target.item_vector, self._online.item_vector), (self._target.item_bias, self._online.item_bias)):
                     table.weight[part.table.ids] = table.weight[part.table.ids].lerp(other.weight[part.table.ids], self._train.target_rate)
         parts = {name: float(part) for name, part in loss.parts.items()}
-        if train.gap is not None:  # a Lagrange multiplier: dual ascent (Kumar et al. 2020, section 3.2)
-            self._dual[0] += _DUAL_RATE * (parts["penalty"] - train.gap)
-            parts["alpha"] = float(train.alpha or 0)
+        for place, (name, policy) in enumerate(self._tuned().items()):
+            if policy.gap is not None:  # a Lagrange multiplier: dual ascent (Kumar et al. 2020, section 3.2)
+                self._dual[0][place] += _DUAL_RATE * (parts[f"{name} penalty".strip()] - policy.gap)
+                parts[f"{name} alpha".strip()] = float(policy.alpha or 0)
         return {"loss": total, **parts}
+
+    def _tuned(self) -> dict[str, Train]:
+        """The policies, with the alpha of now where it is tuned to a gap."""
+        alphas = self._dual[0].exp().tolist()
+        return {
+            name: policy if policy.gap is None else policy.model_copy(update={"alpha": alpha})
+            for (name, policy), alpha in zip(self._policies.items(), alphas, strict=True)
+        }
 
     def _looked_at(self, batch: Batch) -> tuple[Part, Batch]:
         """All items; of a large catalogue those of the batch's rows and some drawn ones, and the batch in their numbers."""

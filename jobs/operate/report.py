@@ -59,13 +59,12 @@ def _content(lake: Lake, day: date, missing: Sequence[str]) -> dict[str, Any]:
     """What the template shows; a part whose table misses the day is None."""
     evaluations = _rows(lake, "gold.evaluations", day)
     titles, available = _items(lake, day)
-    policies = _rows(lake, "gold.policies", day)
     return {
         "day": day,
         "next_day": day + timedelta(days=1),
         "missing": missing,
         "verdict": next(iter(_rows(lake, "gold.verdicts", day)), None),
-        "policy": _policy(policies[0]) if policies else None,
+        "policies": [_policy(row) for row in sorted(_rows(lake, "gold.policies", day), key=lambda row: row["name"] or "")],
         "judged": _Judged.of(evaluations) if evaluations else None,
         "trend": _trend(lake, day),
         "audits": None if "gold.audits" in missing else sorted(_rows(lake, "gold.audits", day), key=lambda row: (row["offending"] == 0, row["check"])),

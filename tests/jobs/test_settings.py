@@ -61,6 +61,9 @@ def test_the_file_at_the_top_of_the_project_is_sound(monkeypatch: pytest.MonkeyP
         ('[landing.fields]\nuser = "x"\n', r"landing\.fields: .*user: no field of the landing format, which has attributes, "),
         ('[landing.fields]\nuser_id = "a"\nitem_id = "a.b"\n', r"'a' can't be a value and, for 'a\.b', an object"),
         ('[landing.event_types]\nlook = "looked"\n', r"landing\.event_types: looked is not among event_types, which has impression, "),
+        ('[train.policies."to buy"]\nalpha = 1\n', r"train\.policies: .*'to buy' becomes part of the name of a policy"),
+        ("[train.policies.bold]\ndim = 8\n", r"train\.policies\.bold\.dim: Extra inputs are not permitted"),
+        ("[train.policies.bold]\nrewards = { sold = 2 }\n", r"train\.rewards: sold is not among event_types, which has impression, "),
         ("score = [", "is no TOML"),
     ],
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import date, timedelta
 
@@ -8,12 +9,13 @@ import pytest
 
 from jobs.contracts.errors import NotReady
 from jobs.lake import Lake
-from jobs.settings import Evaluate, Score, Settings, Train
+from jobs.settings import Evaluate, PolicySettings, Score, Settings, Train
 from models import evaluate, gate, train
 from models.baselines import Popularity
 from models.data import Bools, Floats, Ints, Steps
-from models.evaluate import Judgement, judge
-from models.events import until
+from models.evaluate import Court, Judgement, judge
+from models.events import Candidates, until
+from models.metrics import Estimate
 from tests.models.learner_lake import D, land
 from tests.models.made import DAY, make
 
@@ -53,7 +55,7 @@ def everything_available(items: int = 9) -> Bools:
 
 
 def judged(steps: Steps, settings: Settings) -> Judgement:
-    return judge({"challenger": Knower(steps, 9)}, steps, everything_available(), FIRST, settings)
+    return judge({"": Knower(steps, 9)}, None, steps, everything_available(), FIRST, settings)[1]
 
 
 def test_who_knows_what_comes_next_is_judged_perfect(settings: Settings) -> None:
@@ -73,9 +75,57 @@ def test_who_knows_what_comes_next_is_judged_perfect(settings: Settings) -> None
 def test_the_champion_is_the_opponent_where_there_is_one(settings: Settings) -> None:
     steps = log()
     knower = Knower(steps, 9)
-    result = judge({"challenger": knower, "champion": knower}, steps, everything_available(), FIRST, settings)
+    _, result = judge({"": knower}, knower, steps, everything_available(), FIRST, settings)
     assert result["challenger", "ndcg@10_minus_champion"].interval == (0, 0)
     assert result["challenger", "snips_minus_champion"].interval == (0, 0)
+
+
+def test_the_best_of_tonights_policies_is_the_challenger(settings: Settings) -> None:
+    """One that knows what comes next, and one that does not; the interval of the difference is that of the best of two."""
+    steps = log(propensity=np.nan)
+    blind = Popularity(until(steps, DAY), 9)
+    chosen, result = judge({"blind": blind, "sure": Knower(steps, 9)}, None, steps, everything_available(), FIRST, settings)
+    assert chosen == "sure"
+    assert result["challenger", "ndcg@10"].value == 1
+    assert result["policy blind", "mrr"].value == result["popularity", "mrr"].value
+    assert ("policy sure", "ndcg@10") not in result
+    alone, wider = judged(steps, settings)["challenger", "ndcg@10_minus_champion"].interval, result["challenger", "ndcg@10_minus_champion"].interval
+    assert alone is not None
+    assert wider is not None
+    assert wider[0] < alone[0] < alone[1] <= wider[1]
+
+
+def test_of_the_policies_that_the_log_can_tell_of_the_best_is_chosen(settings: Settings) -> None:
+    """The last is worth most, and rests on 9 steps; a log without propensities goes by ranking."""
+    steps = log()
+    court = Court(steps, until(steps, DAY), Candidates(everything_available(), DAY + 1, True), settings)
+
+    def found(value: float, sample: float) -> dict[str, Estimate]:
+        figures = {"snips": value, "effective_sample_size": sample, "overlap": 1.0, "ndcg@10": 1 - value}
+        return {metric: Estimate(figure, np.zeros(0), 9) for metric, figure in figures.items()}
+
+    policies = {"worse": found(0.2, 99), "better": found(0.3, 99), "untold": found(0.9, 9)}
+    assert court.best(policies) == "better"
+    assert court.best({"untold": policies["untold"]}) == "untold"
+    guessed = Court(replace(steps, propensity=steps.propensity * np.nan), until(steps, DAY), Candidates(everything_available(), DAY + 1, True), settings)
+    assert guessed.best(policies) == "worse"
+
+
+def test_several_policies_are_trained_and_judged(lake: Lake, settings: Settings) -> None:
+    policies = {"bold": PolicySettings(alpha=0.0), "close": PolicySettings(alpha=5.0, gamma=0.0)}
+    changes = {"train": SMALL.model_copy(update={"policies": policies}), "evaluate": Evaluate(cutoff=3, bootstrap=20)}
+    settings = settings.model_copy(update=changes)
+    land(lake, users=30, items=10)
+    train.run(lake, settings, D)
+    trained = {row["name"]: row for row in lake.read("gold.policies").to_pylist()}
+    assert {*trained} == {"bold", "close"}
+    configs = {name: json.loads((lake.root / row["path"] / "config.json").read_text())["train"] for name, row in trained.items()}
+    assert {name: (config["alpha"], config["gamma"]) for name, config in configs.items()} == {"bold": (0.0, 0.9), "close": (5.0, 0.0)}
+    evaluate.run(lake, settings, D)
+    (challenger,) = {row["policy_version"] for row in lake.read("gold.evaluations").to_pylist()}
+    (other,) = (name for name, row in trained.items() if row["policy_version"] != challenger)
+    names = {row["name"] for row in lake.read("gold.evaluations").to_pylist()}
+    assert {name for name in names if name.startswith("policy")} == {f"policy {other}"}
 
 
 def test_without_propensities_the_name_says_that_they_are_estimated(settings: Settings) -> None:

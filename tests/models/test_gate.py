@@ -10,7 +10,7 @@ import pytest
 from jobs.contracts.errors import NotReady
 from jobs.lake import Lake
 from jobs.settings import Gate, Settings
-from models.gate import Measure, champion_before, decide, policy_of, run
+from models.gate import Measure, champion_before, decide, policies_of, run
 from models.tracking import tracking_uri
 
 DAY = date(2026, 1, 5)
@@ -80,20 +80,13 @@ def test_reasons_are_sentences_with_the_numbers() -> None:
     assert decide(measures(logged=False), "popularity", 10, GATE).reasons[1].startswith("Value does not count: the log holds no propensities.")
 
 
-def put_policy(lake: Lake, day: date, version: str) -> None:
-    row = {
-        "policy_version": version,
-        "path": f"policies/{version}",
-        "trained_from": day,
-        "trained_to": day,
-        "steps": 9,
-        "items": 9,
-        "manifest": "{}",
-        "day": day,
-    }
-    lake.replace("gold.policies", pa.Table.from_pylist([row], lake.schema("gold.policies")), "train", [day], {})
-    (lake.root / "policies" / version).mkdir(parents=True)
-    (lake.root / "policies" / version / "manifest.json").write_text("{}")
+def put_policies(lake: Lake, day: date, *versions: str) -> None:
+    learnt = {"trained_from": day, "trained_to": day, "steps": 9, "items": 9, "manifest": "{}", "day": day}
+    rows = [{"policy_version": version, "name": version, "path": f"policies/{version}", **learnt} for version in versions]
+    lake.replace("gold.policies", pa.Table.from_pylist(rows, lake.schema("gold.policies")), "train", [day], {})
+    for version in versions:
+        (lake.root / "policies" / version).mkdir(parents=True)
+        (lake.root / "policies" / version / "manifest.json").write_text("{}")
 
 
 def put_evaluation(lake: Lake, day: date, version: str, judged: dict[tuple[str, str], Measure]) -> None:
@@ -106,8 +99,8 @@ def test_a_night_is_recorded_once_however_often_it_runs(lake: Lake, settings: Se
     monkeypatch.chdir(tmp_path)
     next_day = DAY + timedelta(days=1)
     assert champion_before(lake, DAY).version == "popularity"
-    put_policy(lake, DAY, "p1")
-    put_policy(lake, next_day, "p2")
+    put_policies(lake, DAY, "p0", "p1")
+    put_policies(lake, next_day, "p2")
     with pytest.raises(NotReady, match=r"gold\.evaluations"):
         run(lake, settings, DAY)
     put_evaluation(lake, DAY, "p1", measures())
@@ -135,12 +128,12 @@ def test_a_night_is_recorded_once_however_often_it_runs(lake: Lake, settings: Se
 
 
 def test_a_champion_whose_day_was_trained_again_is_found(lake: Lake) -> None:
-    put_policy(lake, DAY, "p1")
+    put_policies(lake, DAY, "p1")
     verdict = {"challenger": "p1", "champion": "popularity", "verdict": "promote", "serving": "p1", "reasons": []}
     rows = [verdict | {"effective_sample_size": 1.0, "overlap": 1.0, "day": DAY}]
     lake.replace("gold.verdicts", pa.Table.from_pylist(rows, lake.schema("gold.verdicts")), "gate", [DAY], {})
-    put_policy(lake, DAY, "p1-again")
-    assert policy_of(lake, DAY).version == "p1-again"
+    put_policies(lake, DAY, "p1-again")
+    assert [policy.version for policy in policies_of(lake, DAY)] == ["p1-again"]
     assert champion_before(lake, DAY + timedelta(days=1)).version == "p1"
     (lake.root / "policies" / "p1" / "manifest.json").unlink()
     with pytest.raises(NotReady, match="no policy 'p1'"):
@@ -148,7 +141,7 @@ def test_a_champion_whose_day_was_trained_again_is_found(lake: Lake) -> None:
 
 
 def test_an_evaluation_of_another_policy_is_refused(lake: Lake, settings: Settings) -> None:
-    put_policy(lake, DAY, "p2")
+    put_policies(lake, DAY, "p2")
     put_evaluation(lake, DAY, "p1", measures())
     with pytest.raises(NotReady, match="judges p1, not p2"):
         run(lake, settings, DAY)

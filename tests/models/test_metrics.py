@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from models import metrics
 from models.data import Floats, Ints, Steps
 from models.events import Candidates, history, nightly, rolling, until
-from models.metrics import Resampling, coverage, gini, mean_popularity, ndcg_at, rank, recall_at, reciprocal_rank, top
+from models.metrics import Estimate, Resampling, coverage, gini, mean_popularity, ndcg_at, rank, recall_at, reciprocal_rank, top
 from tests.models.made import DAY, make
 
 
@@ -120,6 +121,13 @@ def test_differences_are_paired() -> None:
     values = np.arange(8.0)
     difference = resampling.mean(values + 0.1).minus(resampling.mean(values))
     assert difference.interval == pytest.approx((0.1, 0.1))
+
+
+def test_the_best_of_several_has_a_wider_interval() -> None:
+    """Of 0, 1 … 1000: 95% lie from 25 to 975, and of the best of five 99%, from 5 to 995."""
+    one = Estimate(500.0, np.arange(1001.0), 9)
+    assert one.interval == (25, 975)
+    assert replace(one, of_several=5).interval == pytest.approx((5, 995))
 
 
 def test_nothing_and_one_user_have_no_interval() -> None:

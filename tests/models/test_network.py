@@ -20,7 +20,8 @@ def table(items: Catalogue) -> ItemTable:
 
 
 def states_of(made: Network, rows: Rows, known: Catalogue, at: torch.Tensor | None = None) -> States:
-    return made.states(rows, view_of(rows, made.config.context, at), made.items(table(known)))
+    (states,) = made.states(rows, view_of(rows, made.config.context, at), made.items(table(known)))
+    return states
 
 
 @every_encoder

@@ -22,7 +22,7 @@ def loss_of(log: Any, repeats: bool = True, **changes: Any) -> Loss:
     online, target = network(items, repeats=repeats, seed=1), network(items, repeats=repeats, seed=2)
     learner = training._Learner(online, data, SMALL.model_copy(update=changes), CPU)
     batch = batch_of(pack(log, 8, 9, np.random.default_rng(0)), 0, 1.0, CPU)
-    return batch_loss(online.eval(), target, learner._whole, batch, SMALL.model_copy(update=changes))
+    return batch_loss(online.eval(), target, learner._whole, batch, SMALL.model_copy(update=changes).each(True))
 
 
 def history(last_end: str, last_reward: float = 1.0) -> list[dict[str, Any]]:
@@ -44,7 +44,7 @@ def test_a_part_of_the_catalogue_that_holds_all_of_it_gives_the_same_loss_and_gr
             part, counted = learner._looked_at(batch)
             assert len(part.table.ids) == 10
             part = dataclasses.replace(part, drawn=Drawn(torch.arange(1, 10), torch.zeros(9)))
-        loss = batch_loss(online.eval(), network(items, seed=2), part, counted, train)
+        loss = batch_loss(online.eval(), network(items, seed=2), part, counted, train.each(True))
         loss.total.backward()  # type: ignore[no-untyped-call]
         found.append((loss, {name: parameter.grad for name, parameter in online.named_parameters()}))
     (exact, gradients), (drawn, others) = found

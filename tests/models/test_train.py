@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 
 from jobs.contracts.errors import FutureData, NotReady, TooLittleData, TrainingFailed
 from jobs.lake import Lake
-from jobs.settings import Evaluate, Settings, Train
+from jobs.settings import Evaluate, PolicySettings, Settings, Train
 from models import train as training
 from models.data import Catalogue, DailyCounts, Steps, load_catalogue, version_as_of
 from models.events import until
 from models.loader import HeldBucket, LateBuckets
-from models.network import Network, rows_of
+from models.network import Network, item_table, rows_of, view_of
 from models.objective import Batch
 from models.policy import Learnt, Policy, save_policy
 from models.popularity import POPULARITY_FEATURES
@@ -56,7 +56,7 @@ def test_the_same_seed_gives_the_same_weights(device: torch.device) -> None:
     other = weights(trained(data, train.model_copy(update={"seed": 1}), device))
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]) if device.type == "cpu" else torch.allclose(tensor, second[name], atol=1e-3), name
-    assert not torch.equal(first["query.weight"], other["query.weight"])
+    assert not torch.equal(first["heads.0.query.weight"], other["heads.0.query.weight"])
 
 
 def test_threads_that_race_change_no_weight() -> None:
@@ -277,6 +277,46 @@ def test_the_larger_alpha_the_closer_to_the_log() -> None:
     assert gaps == sorted(gaps, reverse=True)
     assert gaps[0] == pytest.approx(np.log(2 + np.e) - 0.1, abs=0.1)
     assert gaps[2] == pytest.approx(-sum(chance * np.log(chance) for chance in (0.6, 0.3, 0.1)), abs=0.05)
+
+
+def test_policies_of_one_run_are_what_each_would_be_alone() -> None:
+    """The gaps of a bandit, as above, by two alphas and a gap that is asked for."""
+    policies = {"bold": PolicySettings(alpha=1e-3), "close": PolicySettings(alpha=30.0), "between": PolicySettings(gap=1.1)}
+    parts = learnt_parts(policies=policies)
+    gaps = {name: float(np.mean([part[f"{name} penalty"] for part in parts[-20:]])) for name in policies}
+    assert gaps == pytest.approx({"bold": np.log(2 + np.e) - 0.1, "close": 0.9, "between": 1.1}, abs=0.1)
+
+
+def test_a_head_alone_is_the_policy_of_the_run() -> None:
+    """Scores of two heads of one network, and of each as a network of its own."""
+    items, log = catalogue(6), random_steps(2, 8, 6, seed=7)
+    made = network(items, policies=2)
+    rows = rows_of(log, log.offsets[:-1], log.offsets[1:], CPU)
+    table = item_table(items.item_ids, items.categories, items, CPU)
+    with torch.no_grad():
+        together = made.states(rows, view_of(rows, 8), made.items(table))
+        alone = [only.states(rows, view_of(rows, 8), only.items(table))[0] for only in (made.alone(0), made.alone(1))]
+    for one, other in zip(together, alone, strict=True):
+        for name in ("query", "bias", "value", "nearer", "popularity", "meeting", "kin"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+    assert not torch.equal(together[0].query, together[1].query)
+
+
+def test_a_policy_weighs_rewards_as_it_was_told() -> None:
+    """Item 1 is clicked, worth 1, and item 2 bought, worth 2: in eyes that see nothing in a purchase item 1 is best."""
+    rng = np.random.default_rng(3)
+    kinds = {1: (2, 1.0), 2: (3, 2.0), 3: (0, 0.0)}
+    log = steps([[{"item": item, "response": kinds[item][0], "reward": kinds[item][1]} for item in rng.integers(1, 4, 20).tolist()] for _ in range(40)])
+    policies = {"all": PolicySettings(), "clicks": PolicySettings(rewards={"purchase": 0.0})}
+    items, data = catalogue(3, [(), (), ()]), training_data(catalogue(3, [(), (), ()]), log)
+    changes = {"policies": policies, "backup": "logged", "alpha": 0.0, "supervised": 0.0, "gamma": 0.0, "epochs": 10, "learning_rate": 2e-2}
+    made, scale = trained(data, SMALL.model_copy(update=changes), CPU), data.counts.mean_reward
+    found = {}
+    for head, name in enumerate(policies):
+        policy = Policy(name, made.alone(head), items.item_ids, items.categories, items, EVENT_TYPES, NO_POPULARITY.repeat(4, 0))
+        found[name] = (scale * policy.q(log, np.arange(40), log.offsets[1:])).mean(0)[1:]
+    np.testing.assert_allclose(found["all"], [1, 2, 0], atol=0.15)
+    np.testing.assert_allclose(found["clicks"], [1, 0, 0], atol=0.15)
 
 
 @pytest.mark.parametrize("gap", [1.0, 1.2])

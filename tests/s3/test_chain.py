@@ -24,7 +24,7 @@ from jobs.storage import S3Path
 from jobs.transitions import transitions
 from jobs.world.simulate import simulate
 from models import evaluate, gate, score, train
-from models.gate import policy_of
+from models.gate import policies_of
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -65,7 +65,7 @@ def test_a_store_and_a_disk_hold_the_same(spark: SparkSession, settings: Setting
         assert remote.done(table) == local.done(table)
     assert remote.read("serving.recommendations").num_rows > 20
 
-    version = policy_of(remote, days.last).version
+    (version,) = (policy.version for policy in policies_of(remote, days.last))
     files = sorted(path.name for path in (remote.root / "policies" / version).rglob("*"))
     assert files == sorted(path.name for path in (local.root / "policies" / version).rglob("*"))
     assert (landing / "_mlflow" / "mlflow.db").is_file(), "beside the settings file, where the lake is no disk"

@@ -63,7 +63,8 @@ def put_audit(lake: Lake, offending: int) -> None:
 
 
 def test_the_whole_page(lake: Lake) -> None:
-    policy = {"policy_version": "p5", "path": "policies/p5", "trained_from": DAY, "trained_to": DAY, "steps": 55555, "items": 4, "manifest": '{"seed": 7}'}
+    learnt = {"trained_from": DAY, "trained_to": DAY, "steps": 55555, "items": 4}
+    policy = {"policy_version": "p5", "name": None, "path": "policies/p5", **learnt, "manifest": '{"seed": 7}'}
     put(lake, "gold.policies", [policy])
     put_evaluations(lake, DAY - timedelta(days=1))
     put_evaluations(lake)
