@@ -19,6 +19,7 @@ from jobs.contracts.errors import FutureData
 from jobs.contracts.tables import ENDS
 from jobs.files import DataFile
 from jobs.lake import Lake
+from models.candidates import CandidateSets
 
 END_CODES = {end: code for code, end in enumerate(ENDS, start=1)}
 EPOCH = date(1970, 1, 1)
@@ -61,6 +62,7 @@ class Steps:
     first: Bools  # [n] the first step of an episode
     end: NDArray[np.int8]  # [n] END_CODES; 0 = the episode goes on
     propensity: Floats  # [n]; nan = not logged
+    candidates: NDArray[np.int32]  # [n] number of a candidate set; 0 = all that were available
     day: NDArray[np.int32]  # [n] days since 1970-01-01
 
     def __len__(self) -> int:
@@ -231,9 +233,10 @@ def item_places(lake: Lake, catalogue: Catalogue) -> NDArray[np.int32]:
     return places
 
 
-def read_steps(lake: Lake, files: Sequence[DataFile], places: NDArray[np.int32], event_types: Sequence[str]) -> Steps:
-    """Steps of some files of gold.transitions, of which no other is opened; `places` as of `item_places`."""
-    tables = [lake.read_file("gold.transitions", file, _COLUMNS) for file in files]
+def read_steps(lake: Lake, files: Sequence[DataFile], places: NDArray[np.int32], event_types: Sequence[str], sets: CandidateSets | None = None) -> Steps:
+    """Steps of some files of gold.transitions, of which no other is opened; `places` as of `item_places`. Without `sets` none has one."""
+    columns = _COLUMNS if sets is None else (*_COLUMNS, "candidate_set")
+    tables = [lake.read_file("gold.transitions", file, columns) for file in files]
     rows = pa.concat_tables(tables) if tables else lake.schema("gold.transitions").empty_table()
     days = np.array([day_number(date.fromisoformat(file.partition["day"])) for file in files], dtype=np.int32)
     day = np.repeat(days, [table.num_rows for table in tables])
@@ -249,6 +252,7 @@ def read_steps(lake: Lake, files: Sequence[DataFile], places: NDArray[np.int32],
         first=rows["first"].to_numpy().astype(np.bool_)[order],
         end=_codes(rows["end"], list(END_CODES))[order],
         propensity=rows["propensity"].to_numpy().astype(np.float32)[order],
+        candidates=np.zeros(len(order), dtype=np.int32) if sets is None else sets.places(rows["candidate_set"])[order],
         day=day[order],
     )
 

@@ -31,6 +31,7 @@ def steps_of(histories: Sequence[Sequence[Mapping[str, Any]]], items: Mapping[st
         first=np.zeros(count, dtype=np.bool_),
         end=np.zeros(count, dtype=np.int8),
         propensity=np.full(count, np.nan, dtype=np.float32),
+        candidates=np.zeros(count, dtype=np.int32),
         day=(time // 86_400).astype(np.int32),
     )
 

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from jobs.contracts.errors import TooLittleData
 from jobs.lake import Lake
 from jobs.storage import S3Path
+from models.candidates import CandidateSets
 from models.data import Ints, Steps, read_steps
 from models.events import since
 from models.shards import Shard
@@ -44,6 +45,7 @@ class Packed:
     first: Tensor  # bool
     end: Tensor  # int8
     propensity: Tensor  # float32
+    candidates: Tensor  # int32
     day: Tensor  # int32
 
     def __len__(self) -> int:
@@ -93,6 +95,7 @@ class LakeBuckets:
     lake: Lake
     shards: tuple[Shard, ...]
     places: NDArray[np.int32]  # as of `item_places`
+    sets: CandidateSets | None = None
 
     @property
     def sizes(self) -> Sequence[int]:
@@ -102,7 +105,7 @@ class LakeBuckets:
     def read(self, place: int) -> tuple[int, Steps]:
         """As `Buckets` says."""
         shard = self.shards[place]
-        return shard.bucket, read_steps(self.lake, shard.files, self.places, self.lake.event_types)
+        return shard.bucket, read_steps(self.lake, shard.files, self.places, self.lake.event_types, self.sets)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,11 @@ class Head:
     met_item: Tensor  # int64[states, met]; 0 = none, else each item at most once
     meeting: Tensor  # [states, met]; -inf = an item that may not be chosen again
 
+    def of(self, states: Tensor) -> Head:
+        """Of some states, int64[some]."""
+        own = {name: getattr(self, name)[states] for name in ("query", "weights", "day", "kin", "met_item", "meeting")}
+        return replace(self, **own)
+
 
 def head_of(rows: Rows, states: States, table: ItemTable, items: ItemVectors, popularity: Tensor, day: Tensor, places: Tensor) -> Head:
     """The head in some states of rows: `places` is int64[states] in rows · slots, `day` int64[states]."""
@@ -69,6 +74,20 @@ def catalogue_logsumexp(head: Head, eligible: Tensor, weight: Tensor) -> tuple[T
     arguments = (head.query, head.keys, head.bias, head.weights, head.popularity, head.day, head.leaf, head.kin, head.met_item, head.meeting)
     total, lse, best = _CatalogueLogsumexp.apply(*arguments, eligible, weight)  # type: ignore[no-untyped-call]
     return total, lse, best
+
+
+def listed_logsumexp(head: Head, listed: Tensor, action: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `catalogue_logsumexp`, over the items `listed` int64[states, candidates] for each state (0 = none) and its `action` int64[states]."""
+    listed = torch.cat([listed, torch.where((listed == action[:, None]).any(1), 0, action)[:, None]], dim=1)
+    met = head.met_item[:, :, None] == listed[:, None, :]
+    z = torch.bmm(head.keys[listed], head.query[:, :, None]).squeeze(2) + head.bias[listed] + head.kin.gather(1, head.leaf[listed])
+    z = z + torch.bmm(head.popularity[head.day[:, None], listed], head.weights[:, :, None]).squeeze(2)
+    z = (z + torch.where(met, head.meeting[:, :, None], 0.0).sum(1)).masked_fill(listed == 0, -torch.inf)
+    highest, at = z.max(1)
+    some = highest.isfinite()
+    lse = torch.where(some[:, None], z, 0.0).logsumexp(1)
+    lse = torch.where(some, lse, 0.0)
+    return (weight * lse).sum(), lse.detach(), torch.where(some, listed.gather(1, at[:, None]).squeeze(1), 0)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ the best. With train.backup = "best" it is double Q-learning with n-step returns
 7.1). The penalty is that of Kumar et al. 2020, equation 4, CQL(H), on z, which ranks. The values to shorter horizons rank nothing: they
 teach the encoder what a state holds, from returns with less noise (Fedus et al. 2019, Hyperbolic discounting and learning over multiple
 horizons). The action space is the catalogue: up to train.exact_items items the logsumexp is exact, and beyond that each batch looks at
-the items of its own rows and at train.negatives drawn ones, and nothing else of the catalogue.
+the items of its own rows and at train.negatives drawn ones, and nothing else of the catalogue. Where the log tells what a step was chosen
+from, the maximum and the logsumexp are over these items, all of them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,18 @@ from torch.nn.functional import pad
 
 from jobs.settings import Train
 from models.loader import Packed
-from models.losses import Drawn, catalogue_logsumexp, chosen_score, content_of, drawn_logsumexp, head_of, lambda_returns, n_step_targets
+from models.losses import (
+    Drawn,
+    Head,
+    catalogue_logsumexp,
+    chosen_score,
+    content_of,
+    drawn_logsumexp,
+    head_of,
+    lambda_returns,
+    listed_logsumexp,
+    n_step_targets,
+)
 from models.network import NEARER, ItemTable, ItemVectors, Network, Rows, States, view_of
 
 _LEAST_ELAPSED = 1e-3  # 0 to the power of 0 is 1, and a discount of 0 looks no step ahead
@@ -39,6 +51,7 @@ class Batch:
     kind: Tensor  # int64 type of its response, or, where it has none, its own; 0 = none
     reward: Tensor  # float32, in units of the scale
     end: Tensor  # int64 END_CODES
+    candidates: Tensor  # int64 the set that it was chosen from, a number of the training data's, or, once counted, of the part's; 0 = all available
     elapsed: Tensor  # float32 what passes from it to the next step of the window: 1, or a time in units of train.gamma_hours
     day: Tensor  # int64 its day, or, where none follows, that of the step before; index into the days of the training data
 
@@ -62,7 +75,18 @@ def batch_of(packed: Packed, first_day: int, scale: float, device: torch.device,
         waited = rows.wait.roll(-1, 1) / (3600 * gamma_hours)
         elapsed = torch.where(acts & acts.roll(-1, 1), waited.clamp(min=_LEAST_ELAPSED), elapsed)
     kind = following(torch.where(rows.response > 0, rows.response, rows.event))
-    return Batch(rows, acts, acts & packed.fresh.roll(-1, 1), following(rows.item), kind, reward, following(packed.end.long()), elapsed, day)
+    return Batch(
+        rows,
+        acts,
+        acts & packed.fresh.roll(-1, 1),
+        following(rows.item),
+        kind,
+        reward,
+        following(packed.end.long()),
+        following(packed.candidates.long()),
+        elapsed,
+        day,
+    )
 
 
 @dataclass(frozen=True)
@@ -73,6 +97,7 @@ class Part:
     popularity: Tensor  # [days, items, features]
     eligible: Tensor  # bool[days, items]
     drawn: Drawn | None  # None = all are looked at
+    listed: Tensor | None = None  # int64[sets + 1, longest] items of the candidate sets of the batch, and in row 0 none; 0 = no more
 
 
 @dataclass(frozen=True)
@@ -145,22 +170,19 @@ def _policy_loss(repeats: bool, part: Part, batch: Batch, train: Train, online: 
     share = learnt / learnt.sum().clamp(min=1)
     z = torch.where(learnt, chosen_score(head, action), 0.0)
 
+    def there(values: Tensor) -> Tensor:
+        """[rows, slots, ...] → [places, ...]."""
+        return values.flatten(0, 1).index_select(0, places)
+
     best, conservative, parts = torch.zeros_like(action), torch.zeros(()), {}
     if train.alpha or train.supervised or train.backup == "best":
         is_positive = reward > 0
         weight = share * (train.alpha + train.supervised * is_positive)
-        if part.drawn is None:
-            summed, lse, best = catalogue_logsumexp(choosable, part.eligible, weight)
-        else:
-            content, shown = content_of(rows, states, items, places), torch.where(learnt, action, 0)
-            summed, lse, best = drawn_logsumexp(choosable, content, part.eligible, part.drawn, shown, weight)
+        content = content_of(rows, states, items, places) if part.drawn else None
+        summed, lse, best = _summed(choosable, part, content, there(batch.candidates), torch.where(learnt, action, 0), weight)
         gap = torch.where(learnt, lse - z.detach(), 0.0)
         conservative = summed - (weight * z).sum()
         parts = {"penalty": (share * gap).sum(), "supervised": (share * is_positive * gap).sum()}
-
-    def there(values: Tensor) -> Tensor:
-        """[rows, slots, ...] → [places, ...]."""
-        return values.flatten(0, 1).index_select(0, places)
 
     def error(worth: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
         """Mean square over the steps that count, of values [places, discounts], summed over the discounts."""
@@ -180,3 +202,22 @@ def _policy_loss(repeats: bool, part: Part, batch: Batch, train: Train, online: 
         td = error(there(states.value) + z[:, None], targets[:, :, None], counts)
     nearer = error(there(states.nearer), *lambda_returns(*log, target.states.nearer, NEARER, train.mixing))
     return Loss(td + conservative + nearer, {"td": td.detach(), **parts, "nearer": nearer.detach()})
+
+
+def _summed(head: Head, part: Part, content: Tensor | None, candidates: Tensor, action: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `catalogue_logsumexp`, over the candidates of each state where they are told, else over the catalogue, or what is looked at of it."""
+
+    def of_all(head: Head, some: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
+        if part.drawn is None or content is None:
+            return catalogue_logsumexp(head, part.eligible, weight[some])
+        return drawn_logsumexp(head, content[some], part.eligible, part.drawn, action[some], weight[some])
+
+    if part.listed is None:
+        return of_all(head, slice(None))
+    told, untold = candidates.nonzero().squeeze(1), (candidates == 0).nonzero().squeeze(1)
+    listed = listed_logsumexp(head.of(told), part.listed[candidates[told]], action[told], weight[told])
+    if not len(untold):
+        return listed
+    others = of_all(head.of(untold), untold)
+    order = torch.argsort(torch.cat([told, untold]))
+    return listed[0] + others[0], torch.cat([listed[1], others[1]])[order], torch.cat([listed[2], others[2]])[order]

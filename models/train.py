@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date, timedelta
 from types import FrameType
 from typing import Any
@@ -31,6 +31,7 @@ from jobs.lake import Lake
 from jobs.settings import Settings, Train
 from jobs.steps import find_step
 from jobs.storage import Location, whole_folder, write_whole
+from models.candidates import CandidateSets
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.data import Bools, Catalogue, DailyCounts, day_number, item_places, load_availability, load_catalogue, version_as_of
 from models.gate import MANIFEST, POLICIES, POPULARITY, champion_before
@@ -146,6 +147,7 @@ class TrainingData:
     first_day: int  # days since 1970-01-01
     eligible: Bools  # [days, items], those of validation included
     validation: LateBuckets | None = None  # steps of the days after, which say when to stop; popularity is as of the evening before them
+    sets: CandidateSets = field(default_factory=CandidateSets.none)  # that the buckets tell of
 
     @classmethod
     def load(cls, lake: Lake, catalogue: Catalogue, version: int, first: date, last: date, validation_days: int, context: int) -> TrainingData:
@@ -154,8 +156,9 @@ class TrainingData:
         Raises TooLittleData when there is nothing to choose between, or no step in the days of validation.
         """
         end, places = last + timedelta(days=validation_days), item_places(lake, catalogue)
-        learnt = LakeBuckets(lake, ShardManifest.of(lake, first, last, version).shards, places)
-        everything = LakeBuckets(lake, ShardManifest.of(lake, first, end, version).shards, places) if validation_days else learnt
+        sets = CandidateSets.load(lake, catalogue.item_ids, first, end)
+        learnt = LakeBuckets(lake, ShardManifest.of(lake, first, last, version).shards, places, sets if len(sets) else None)
+        everything = replace(learnt, shards=ShardManifest.of(lake, first, end, version).shards) if validation_days else learnt
         counts = DailyCounts.of(steps for _, steps in map(everything.read, range(len(everything.sizes))))
         _check_enough(counts, catalogue, first, last, validation_days, lake)
         begin = int(counts.day[0])
@@ -163,7 +166,7 @@ class TrainingData:
         eligible[counts.day - begin, counts.item] = True
         eligible[:, 0] = False
         validation = LateBuckets(everything, day_number(last) + 1, context) if validation_days else None
-        return cls(catalogue, learnt, counts.until(day_number(last)), begin, eligible, validation)
+        return cls(catalogue, learnt, counts.until(day_number(last)), begin, eligible, validation, sets)
 
 
 def fit(
@@ -404,20 +407,26 @@ class _Learner:
         }
 
     def _looked_at(self, batch: Batch) -> tuple[Part, Batch]:
-        """All items; of a large catalogue those of the batch's rows and some drawn ones, and the batch in their numbers."""
+        """All items; of a large catalogue those of the batch's rows, its candidates and some drawn ones, and the batch in their numbers."""
+        sets, number = torch.unique(torch.cat([torch.zeros(1, dtype=torch.int64), batch.candidates.cpu().flatten()]), return_inverse=True)
+        listed = torch.from_numpy(self._data.sets.listed(sets.numpy())) if len(sets) > 1 else None
+        batch = replace(batch, candidates=number[1:].view_as(batch.candidates).to(self._device))
         if self._by_row is None:
-            return self._whole, batch
-        drawn = self._proposal.draw(self._train.negatives)
-        items, place = torch.unique(torch.cat([torch.zeros(1, dtype=torch.int64), batch.rows.item.cpu().flatten(), drawn.items]), return_inverse=True)
+            return self._whole if listed is None else replace(self._whole, listed=listed.to(self._device)), batch
+        drawn, shape = self._proposal.draw(self._train.negatives), batch.rows.item.shape
+        parts = [torch.zeros(1, dtype=torch.int64), batch.rows.item.cpu().flatten(), drawn.items]
+        parts += [] if listed is None else [listed.flatten()]
+        items, place = torch.unique(torch.cat(parts), return_inverse=True)
         popularity = torch.from_numpy(self._decayed.features(items.numpy())).to(self._device)
         eligible = torch.from_numpy(self._data.eligible[:, items.numpy()]).to(self._device)
-        items, place = items.to(self._device), place.to(self._device)
+        items, (_, item, drawn_place, *rest) = items.to(self._device), place.to(self._device).split([len(part) for part in parts])
         # Of the categories too only those of these items, the first of which, of item 0, is none.
         leaves, leaf = torch.unique(self._table.leaf[items], return_inverse=True)
         table = ItemTable(self._table.ids[items], self._table.categories[items], leaf, len(leaves) - 1)
-        rows = replace(batch.rows, item=place[1 : 1 + batch.rows.item.numel()].view_as(batch.rows.item))
+        rows = replace(batch.rows, item=item.view(shape))
         counted = replace(batch, rows=rows, action=torch.where(batch.acts, rows.item.roll(-1, 1), 0))
-        return Part(table, popularity, eligible, Drawn(place[-len(drawn.items) :], drawn.offset.to(self._device))), counted
+        placed = rest[0].view(listed.shape) if listed is not None else None
+        return Part(table, popularity, eligible, Drawn(drawn_place, drawn.offset.to(self._device)), placed), counted
 
     def _kept(self, batch: Batch) -> str:
         """Keep a batch that went wrong, for whoever looks for the reason; say where."""

@@ -48,6 +48,7 @@ def made_steps(items: int) -> Steps:
         first=place == 0,
         end=np.where(place == np.repeat(lengths, lengths) - 1, 2, 0).astype(np.int8),
         propensity=np.full(total, np.nan, dtype=np.float32),
+        candidates=np.zeros(total, dtype=np.int32),
         day=day,
     )
 

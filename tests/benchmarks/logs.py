@@ -105,6 +105,7 @@ def _log(
         first=is_first,
         end=end.astype(np.int8),
         propensity=np.full(len(items), np.nan, dtype=np.float32),
+        candidates=np.zeros(len(items), dtype=np.int32),
         day=days[order].astype(np.int32),
     )
     ids = known[np.argsort(first)].tolist()

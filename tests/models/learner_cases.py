@@ -50,6 +50,7 @@ def steps(histories: Sequence[Sequence[dict[str, Any]]]) -> Steps:
         first=first,
         end=end,
         propensity=np.full(len(rows), np.nan, dtype=np.float32),
+        candidates=column("candidates", 0, np.int32),
         day=(time // 86_400).astype(np.int32),
     )
 

@@ -29,5 +29,6 @@ def make(histories: Mapping[str, Sequence[tuple[int, float]]], days: Mapping[str
         first=np.zeros(len(rows), dtype=np.bool_),
         end=np.zeros(len(rows), dtype=np.int8),
         propensity=np.full(len(rows), propensity, dtype=np.float32),
+        candidates=np.zeros(len(rows), dtype=np.int32),
         day=DAY + day,
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models import losses
 from models.data import END_CODES
-from models.losses import Head, all_scores, catalogue_logsumexp, chosen_score, lambda_returns, n_step_targets
+from models.losses import Head, all_scores, catalogue_logsumexp, chosen_score, lambda_returns, listed_logsumexp, n_step_targets
 
 DAYS, STATES, ITEMS, DIM, FEATURES, CATEGORIES = 3, 17, 11, 4, 2, 3
 
@@ -62,6 +62,40 @@ def test_the_chunked_logsumexp_is_the_dense_one_in_value_and_gradient(monkeypatc
     assert torch.equal(best, masked.argmax(1))
     for gradient, wanted in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, 3 * wanted, atol=1e-12, rtol=1e-12)
+
+
+def test_over_listed_items_it_is_the_dense_one_over_these_alone() -> None:
+    """Lists of up to four items, one of them met, one list without the action, one state with neither."""
+    states, weight = head(), torch.rand(STATES, dtype=torch.float64)
+    listed = torch.stack([torch.randperm(ITEMS - 1, generator=torch.Generator().manual_seed(state))[:4] + 1 for state in range(STATES)])
+    listed[0], listed[1], listed[2, 2:] = torch.tensor([5, 2, 7, 9]), 0, 0
+    action = listed[:, 0].clone()
+    action[3] = next(item for item in range(1, ITEMS) if item not in listed[3])
+    allowed = torch.zeros(STATES, ITEMS, dtype=torch.bool)
+    for state in range(STATES):
+        allowed[state, [*listed[state].tolist(), int(action[state])]] = True
+    allowed[:, 0] = False
+    masked = dense(states).masked_fill(~allowed, -torch.inf)
+    some = torch.arange(STATES) != 1
+    expected = (weight * masked.logsumexp(1))[some].sum()
+
+    total, lse, best = listed_logsumexp(states, listed, action, weight)
+    torch.testing.assert_close(total, expected, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(lse, torch.where(some, masked.logsumexp(1), 0.0), atol=1e-12, rtol=1e-12)
+    assert torch.equal(best, torch.where(some, masked.argmax(1), 0))
+    for gradient, wanted in zip(torch.autograd.grad(total, leaves(states)), torch.autograd.grad(expected, leaves(states)), strict=True):
+        torch.testing.assert_close(gradient, wanted, atol=1e-12, rtol=1e-12)
+
+
+def test_a_candidate_that_may_not_come_again_never_wins_and_gets_no_gradient() -> None:
+    states = head()
+    barred = dataclasses.replace(states, meeting=states.meeting.detach().masked_fill(states.met_item > 0, -torch.inf).requires_grad_())
+    listed = torch.tensor([5, 2, 7]).repeat(STATES, 1)
+    total, _, best = listed_logsumexp(barred, listed, torch.full((STATES,), 2), torch.ones(STATES, dtype=torch.float64))
+    gradient = torch.autograd.grad(total, leaves(barred))
+    assert set(best.tolist()) <= {2, 7}
+    assert gradient[2][[1, 3, 4, 5, 6, 8, 9, 10]].abs().max() == 0
+    assert all(tensor.isfinite().all() for tensor in gradient)
 
 
 def test_the_gradient_of_the_penalty_is_softmax_minus_one_hot() -> None:
