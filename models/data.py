@@ -5,8 +5,8 @@ Both are read from the lake without a JVM. Whoever ranks items is a `Ranker`: th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import date
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from jobs.contracts.tables import ENDS
 from jobs.files import DataFile
 from jobs.lake import Lake
 from models.candidates import CandidateSets
+from models.vectors import vectors_by_name
 
 END_CODES = {end: code for code, end in enumerate(ENDS, start=1)}
 EPOCH = date(1970, 1, 1)
@@ -39,6 +40,8 @@ class Catalogue:
     categories: tuple[tuple[str, ...], ...]  # paths from the root category down; () where none is known
     titles: tuple[str | None, ...]
     available: Bools  # [items]; available[0] is False
+    numbers: Mapping[str, Floats] = field(default_factory=dict)  # [items], such as the price; nan = not known
+    vectors: Mapping[str, Floats] = field(default_factory=dict)  # [items, width], given ones by name, at length 1; zeros = none is given
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -146,20 +149,26 @@ def load_catalogue(lake: Lake, day: date, version: int | None = None) -> Catalog
     The steps are those of a version of gold.transitions (None = the newest). Sorted by item id. An item without a row is available.
     """
     rows: dict[str, dict[str, Any]] = {}
+    table = lake.schema("silver.items").empty_table()
     if lake.exists("silver.items"):
         holds = (pc.field("valid_from") <= day) & (pc.field("valid_to").is_null() | (pc.field("valid_to") > day))
-        table = lake.read("silver.items", ["item_id", "category", "title", "available"], holds)
-        rows = {row["item_id"]: row for row in table.to_pylist()}
+        table = lake.read("silver.items", ["item_id", "category", "title", "available", "price", "embeddings"], holds)
+        rows = {row["item_id"]: row for row in table.drop_columns("embeddings").to_pylist()}
     if lake.exists("gold.transitions"):
         met = pc.unique(lake.read("gold.transitions", ["item"], pc.field("day") <= day, version)["item"])
         known = lake.read("gold.item_index", ["item_id"], pc.field("item").isin(met))["item_id"]
         rows |= {item_id: {} for item_id in known.to_pylist() if item_id not in rows}
     item_ids = sorted(rows)
+    places = pc.add(pc.index_in(table["item_id"], value_set=pa.array(item_ids, pa.string())), 1).to_numpy()
+    prices = np.array([None, *(rows[item_id].get("price") for item_id in item_ids)], dtype=np.float64)
+    price: Floats = np.where(np.abs(prices) < np.finfo(np.float32).max, prices, np.nan).astype(np.float32)
     return Catalogue(
         item_ids=("", *item_ids),
         categories=((), *(tuple(rows[item_id].get("category") or ()) for item_id in item_ids)),
         titles=(None, *(rows[item_id].get("title") for item_id in item_ids)),
         available=np.array([False, *(rows[item_id].get("available") is not False for item_id in item_ids)], dtype=np.bool_),
+        numbers={"price": price} if np.isfinite(price).any() else {},
+        vectors=vectors_by_name(table["embeddings"], places, len(item_ids) + 1),
     )
 
 

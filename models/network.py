@@ -2,7 +2,8 @@
 
     z(s, a) = f(s)·g(a) + b(a) + w(s)·popularity(a) + meeting(s, a) + kin(s, a)        Q(s, a) = V(s) + z(s, a)
 
-g(a) is the item's own vector plus those of its category path, so an item without a history is scored by its content.
+g(a) is the item's own vector plus those of its content: its category path, and what else is given of it, numbers and vectors (`models.content`).
+So an item without a history is scored by its content.
 The meeting term is for the items that the window of the user holds, and for no other: when, how often and how each was last met.
 The kin term is for the items of the categories that it holds: a sum over all steps of the category, by how long ago and how they ended.
 Policies that learn together have one pass and one g between them, and a head and a b each.
@@ -10,15 +11,18 @@ Policies that learn together have one pass and one g between them, and a head an
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
+from models.content import given_of, part_over
 from models.data import Catalogue, Ints, Steps
 from models.encoders import Mean, Recurrent, Transformer, View
 from models.popularity import POPULARITY_FEATURES
@@ -55,12 +59,19 @@ ENCODERS: dict[str, Callable[[NetworkConfig], nn.Module]] = {
 
 @dataclass(frozen=True)
 class ItemTable:
-    """What the network knows of the items that it ranks: index into its vocabulary, and categories."""
+    """What is known of the items that a network ranks: index into its vocabulary, categories, and what else is given."""
 
     ids: Tensor  # int64[items]; 0 = not in the vocabulary
     categories: Tensor  # int64[items, depth] the path's categories; 0 = none
     leaf: Tensor  # int64[items] the last of them, counted in some order of their own; 0 = none
     leaves: int  # how many of these there are
+    given: Mapping[str, Tensor]  # float32[items] or [items, width], as of `given_of`; the network may not know all of it
+
+    def of(self, items: Tensor) -> ItemTable:
+        """Some of the items, of which the first is none, and of the leaves only theirs."""
+        leaves, leaf = torch.unique(self.leaf[items], return_inverse=True)
+        given = {name: values[items] for name, values in self.given.items()}
+        return ItemTable(self.ids[items], self.categories[items], leaf, len(leaves) - 1, given)
 
 
 @dataclass(frozen=True)
@@ -119,7 +130,8 @@ def item_table(item_ids: Sequence[str], categories: Sequence[tuple[str, ...]], c
     ids = np.array([known.get(item_id, 0) for item_id in catalogue.item_ids], dtype=np.int64)
     leaf = np.array([paths.get(path, 0) for path in catalogue.categories], dtype=np.int64)
     tensors = [torch.from_numpy(values).to(device) for values in (ids, codes, leaf)]
-    return ItemTable(tensors[0], tensors[1], tensors[2], len(paths))
+    given = {name: torch.from_numpy(values).to(device) for name, values in given_of(catalogue).items()}
+    return ItemTable(tensors[0], tensors[1], tensors[2], len(paths), given)
 
 
 def rows_of(steps: Steps, begins: Ints, ends: Ints, device: torch.device, now: Ints | None = None) -> Rows:
@@ -182,16 +194,23 @@ def log_bucket(seconds: Tensor) -> Tensor:
     return torch.bucketize(seconds, 2 ** torch.arange(1, _TIME_BUCKETS, device=seconds.device) - 1, right=True)
 
 
-class Network(nn.Module):
-    """Item tower, encoder and heads. `items` and `categories` are the sizes of the vocabulary without padding."""
+def network_over(catalogue: Catalogue, config: NetworkConfig) -> Network:
+    """A new network whose vocabulary is a catalogue."""
+    given = {name: part_over(values, config.dim) for name, values in given_of(catalogue).items()}
+    return Network(config, len(catalogue) - 1, len(category_paths(catalogue.categories)), given)
 
-    def __init__(self, config: NetworkConfig, items: int, categories: int) -> None:
+
+class Network(nn.Module):
+    """Item tower, encoder and heads. `items` and `categories` are the sizes of the vocabulary without padding, `given` what reads the rest of the content."""
+
+    def __init__(self, config: NetworkConfig, items: int, categories: int, given: Mapping[str, nn.Module] = MappingProxyType({})) -> None:
         super().__init__()
         self.config = config
         dim, kinds = config.dim, len(config.event_types) + 1
         self.item_vector = nn.Embedding(items + 1, dim)
         self.item_bias = nn.Embedding(items + 1, config.policies)
         self.category_vector = nn.Embedding(categories + 1, dim, padding_idx=0)
+        self.given = nn.ModuleDict(given)
         self.event = nn.Embedding(kinds, dim)
         self.response = nn.Embedding(kinds, dim)
         self.wait = nn.Embedding(_TIME_BUCKETS, dim)
@@ -218,12 +237,21 @@ class Network(nn.Module):
         if self.training and self.config.id_dropout > 0:
             kept = torch.rand((len(bias), 1), device=bias.device) >= self.config.id_dropout
             vectors, bias = torch.where(kept, vectors, vectors[0]), torch.where(kept, bias, bias[0])
-        content = self.category_vector(table.categories).sum(1)
-        return ItemVectors(vectors + content, content, bias, table.leaf > 0)
+        content, has_content = self._content(table)
+        return ItemVectors(vectors + content, content, bias, has_content)
 
     def own(self, table: ItemTable) -> tuple[Tensor, Tensor]:
         """What the network has for each item of the table alone: [items, dim], [items, policies]."""
         return self.item_vector(table.ids), self.item_bias(table.ids)
+
+    def _content(self, table: ItemTable) -> tuple[Tensor, Tensor]:
+        """[items, dim], and bool[items]: whether there is any."""
+        content, has_content = self.category_vector(table.categories).sum(1), table.leaf > 0
+        for name, part in self.given.items():
+            if name in table.given:
+                vector, is_given = part(table.given[name])
+                content, has_content = content + vector, has_content | is_given
+        return content, has_content
 
     def states(self, rows: Rows, view: View, items: ItemVectors) -> list[States]:
         """The states of the slots that `view` is of, as each head sees them."""
@@ -234,7 +262,8 @@ class Network(nn.Module):
 
     def alone(self, policy: int) -> Network:
         """A network with that head alone."""
-        only = Network(replace(self.config, policies=1), self.item_vector.num_embeddings - 1, self.category_vector.num_embeddings - 1)
+        shape = replace(self.config, policies=1)
+        only = Network(shape, self.item_vector.num_embeddings - 1, self.category_vector.num_embeddings - 1, copy.deepcopy(dict(self.given.items())))
         own, others = f"heads.{policy}.", {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("heads.")}
         others["item_bias.weight"] = others["item_bias.weight"][:, [policy]]
         only.load_state_dict(others | {name.replace(own, "heads.0."): tensor for name, tensor in self.state_dict().items() if name.startswith(own)})

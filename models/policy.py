@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load, save_file
+from torch import nn
 
 from jobs.contracts.errors import NotReady
 from jobs.storage import Location
@@ -20,11 +21,12 @@ from models.data import Catalogue, Floats, Ints, Steps
 from models.gate import MANIFEST
 from models.histories import best, offered, steps_of
 from models.losses import Head, all_scores, head_of
-from models.network import Network, NetworkConfig, Rows, category_paths, item_table, rows_of, view_of
+from models.network import Network, NetworkConfig, Rows, category_paths, item_table, network_over, rows_of, view_of
 from models.popularity import POPULARITY_FEATURES
 
 _BATCH = 256
-FORM = 3  # of a policy folder; another one is not read
+_NUMBER, _VECTOR = "number ", "vector "  # what the columns of items.parquet begin with that hold what else is given
+FORM = 4  # of a policy folder; another one is not read
 
 
 def device_of_choice() -> torch.device:
@@ -37,8 +39,7 @@ class Learnt:
     """What a policy folder holds: a network, and the items that it learnt from."""
 
     network: Network
-    item_ids: tuple[str, ...]
-    categories: tuple[tuple[str, ...], ...]
+    catalogue: Catalogue  # all of it available
     popularity: list[list[float]]  # [items, POPULARITY_FEATURES] on the evening of the last day that it learnt from
 
     @classmethod
@@ -51,35 +52,40 @@ class Learnt:
         config = json.loads(files["config.json"].read_text())
         if config.get("form") != FORM:
             raise NotReady(f"The policy folder {folder} has form {config.get('form')}, and this version of Nightjar reads form {FORM}. Train its day again.")
-        items = pq.read_table(pa.BufferReader(files["items.parquet"].read_bytes())).to_pydict()
-        item_ids, categories = tuple(items["item_id"]), tuple(tuple(path) for path in items["category"])
+        items = pq.read_table(pa.BufferReader(files["items.parquet"].read_bytes()))
+        catalogue = _catalogue_of(items)
         shape = NetworkConfig(**config["network"] | {"event_types": tuple(config["network"]["event_types"])})
-        network = Network(shape, len(item_ids) - 1, len(category_paths(categories)))
+        network = network_over(catalogue, shape)
         network.load_state_dict(load(files["policy.safetensors"].read_bytes()))
-        return cls(network, item_ids, categories, items["popularity"])
+        return cls(network, catalogue, items["popularity"].to_pylist())
 
     def grown(self, network: Network, catalogue: Catalogue) -> None:
         """Put what was learnt into a network of the same shape over a newer catalogue, so that each head scores there as the one here does.
 
-        An item that is new begins as an unknown one, and a category that is new as none.
+        An item that is new begins as an unknown one, a category that is new as none, and so does what was never given before.
         """
-        table = item_table(self.item_ids, self.categories, catalogue, torch.device("cpu"))
-        learnt = dict(self.network.state_dict())
+        known_ids, known_categories = self.catalogue.item_ids, self.catalogue.categories
+        table = item_table(known_ids, known_categories, catalogue, torch.device("cpu"))
+        for name, part in network.given.items():
+            if name not in self.network.given:
+                nn.init.zeros_(part.get_parameter("weight"))
+        here = network.state_dict()
+        learnt = {name: tensor for name, tensor in self.network.state_dict().items() if name in here}
         for name in [name for name in learnt if name.startswith("heads.0.")]:
             learnt |= {name.replace("heads.0.", f"heads.{policy}."): learnt[name] for policy in range(network.config.policies)}
         learnt["item_bias.weight"] = learnt["item_bias.weight"].expand(-1, network.config.policies)
         for name in ("item_vector.weight", "item_bias.weight"):
             learnt[name] = learnt[name][table.ids]
-        known = {path: place for place, path in enumerate(category_paths(self.categories), start=1)}
+        known = {path: place for place, path in enumerate(category_paths(known_categories), start=1)}
         codes = [0, *(known.get(path, 0) for path in category_paths(catalogue.categories))]
         learnt["category_vector.weight"] = learnt["category_vector.weight"][codes]
-        network.load_state_dict(learnt)
+        network.load_state_dict(here | learnt)
 
 
 class Policy:
     """A trained network over a catalogue, which may be newer than the one that it learnt from; a `Ranker`.
 
-    An item that the network never met is scored by its categories and its popularity.
+    An item that the network never met is scored by its content and its popularity.
     """
 
     def __init__(
@@ -113,15 +119,15 @@ class Policy:
         None = as of the last day that the policy was trained on.
         """
         learnt = Learnt.load(folder)
+        item_ids, categories = learnt.catalogue.item_ids, learnt.catalogue.categories
         if catalogue is None:
-            count = len(learnt.item_ids)
-            catalogue = Catalogue(learnt.item_ids, learnt.categories, (None,) * count, np.arange(count) > 0)
+            catalogue = learnt.catalogue
         if popularity is None:
-            known = dict(zip(learnt.item_ids, learnt.popularity, strict=True))
+            known = dict(zip(item_ids, learnt.popularity, strict=True))
             unknown = [0.0] * POPULARITY_FEATURES
             popularity = np.array([known.get(item_id, unknown) for item_id in catalogue.item_ids], dtype=np.float32)
         network = learnt.network.to(device_of_choice())
-        return cls(folder.name, network, learnt.item_ids, learnt.categories, catalogue, event_types or network.config.event_types, popularity)
+        return cls(folder.name, network, item_ids, categories, catalogue, event_types or network.config.event_types, popularity)
 
     def recommend(self, histories: Sequence[Sequence[Mapping[str, Any]]], n: int, now: Sequence[int] | None = None) -> list[list[str]]:
         """The best n items that are available for each history, as `models.histories.steps_of` takes them; an empty one is that of somebody new.
@@ -176,4 +182,25 @@ def save_policy(folder: Path, network: Network, catalogue: Catalogue, popularity
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True))
     items = {"item_id": list(catalogue.item_ids), "category": [list(path) for path in catalogue.categories], "popularity": popularity.tolist()}
     schema = pa.schema({"item_id": pa.string(), "category": pa.list_(pa.string()), "popularity": pa.list_(pa.float32())})
-    pq.write_table(pa.table(items, schema), folder / "items.parquet")
+    table = pa.table(items, schema)
+    for name, values in catalogue.numbers.items():
+        table = table.append_column(_NUMBER + name, pa.array(values))
+    for name, values in catalogue.vectors.items():
+        table = table.append_column(_VECTOR + name, pa.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1]))
+    pq.write_table(table, folder / "items.parquet")
+
+
+def _catalogue_of(items: pa.Table) -> Catalogue:
+    item_ids, categories = tuple(items["item_id"].to_pylist()), tuple(tuple(path) for path in items["category"].to_pylist())
+    names = items.column_names
+    # Copies, as torch can't take what it may not write.
+    numbers = {name: items[name].to_numpy().copy() for name in names if name.startswith(_NUMBER)}
+    vectors = {name: items[name].combine_chunks().flatten().to_numpy().reshape(len(items), -1).copy() for name in names if name.startswith(_VECTOR)}
+    return Catalogue(
+        item_ids,
+        categories,
+        (None,) * len(items),
+        np.arange(len(items)) > 0,
+        {name.removeprefix(_NUMBER): values for name, values in numbers.items()},
+        {name.removeprefix(_VECTOR): values for name, values in vectors.items()},
+    )

@@ -37,7 +37,7 @@ from models.data import Bools, Catalogue, DailyCounts, day_number, item_places, 
 from models.gate import MANIFEST, POLICIES, POPULARITY, champion_before
 from models.loader import Buckets, LakeBuckets, LateBuckets, Loader, Packing, Position
 from models.losses import Drawn
-from models.network import NEARER, ItemTable, Network, NetworkConfig, PolicyHead, category_paths, item_table
+from models.network import NEARER, Network, NetworkConfig, PolicyHead, item_table, network_over
 from models.objective import Batch, Part, batch_loss, batch_of
 from models.policy import Learnt, device_of_choice, save_policy
 from models.popularity import DecayedCounts
@@ -193,7 +193,7 @@ def fit(
     policies = train.each(data.counts.has_refusals)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _reproducible(device), _term_asked(draft) as is_asked_to_end:
         torch.manual_seed(train.seed)
-        network = Network(config, len(data.catalogue) - 1, len(category_paths(data.catalogue.categories))).to(device)
+        network = network_over(data.catalogue, config).to(device)
         if train.warm_epochs and learnt and learnt.network.config == replace(config, policies=1):
             learnt.grown(network, data.catalogue)
             train = train.model_copy(update={"epochs": train.warm_epochs})
@@ -420,13 +420,10 @@ class _Learner:
         popularity = torch.from_numpy(self._decayed.features(items.numpy())).to(self._device)
         eligible = torch.from_numpy(self._data.eligible[:, items.numpy()]).to(self._device)
         items, (_, item, drawn_place, *rest) = items.to(self._device), place.to(self._device).split([len(part) for part in parts])
-        # Of the categories too only those of these items, the first of which, of item 0, is none.
-        leaves, leaf = torch.unique(self._table.leaf[items], return_inverse=True)
-        table = ItemTable(self._table.ids[items], self._table.categories[items], leaf, len(leaves) - 1)
         rows = replace(batch.rows, item=item.view(shape))
         counted = replace(batch, rows=rows, action=torch.where(batch.acts, rows.item.roll(-1, 1), 0))
         placed = rest[0].view(listed.shape) if listed is not None else None
-        return Part(table, popularity, eligible, Drawn(drawn_place, drawn.offset.to(self._device)), placed), counted
+        return Part(self._table.of(items), popularity, eligible, Drawn(drawn_place, drawn.offset.to(self._device)), placed), counted
 
     def _kept(self, batch: Batch) -> str:
         """Keep a batch that went wrong, for whoever looks for the reason; say where."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from jobs.settings import Train
 from models.data import END_CODES, Catalogue, DailyCounts, Steps
 from models.loader import HeldBucket
-from models.network import Network, NetworkConfig, category_paths
+from models.network import Network, NetworkConfig, network_over
 from models.popularity import POPULARITY_FEATURES
 from models.train import TrainingData
 
@@ -26,6 +27,19 @@ def catalogue(items: int, categories: Sequence[tuple[str, ...]] = ()) -> Catalog
     """Items i1 … in one category each, all available."""
     paths = tuple(categories) or tuple((f"c{number % 3}",) for number in range(items))
     return Catalogue(("", *(f"i{number + 1}" for number in range(items))), ((), *paths), (None,) * (items + 1), np.arange(items + 1) > 0)
+
+
+def with_content(items: Catalogue, seed: int = 0, **widths: int) -> Catalogue:
+    """The same items with prices and vectors of such widths, of which each third item has none."""
+    rng, count = np.random.default_rng(seed), len(items)
+    price, is_given = rng.exponential(20, count), np.arange(count) % 3 > 0
+    drawn = {name: rng.normal(size=(count, width)) for name, width in widths.items()}
+    vectors = {name: values / np.linalg.norm(values, axis=1, keepdims=True) * is_given[:, None] for name, values in drawn.items()}
+    return dataclasses.replace(
+        items,
+        numbers={"price": np.where(is_given, price, np.nan).astype(np.float32)},
+        vectors={name: values.astype(np.float32) for name, values in vectors.items()},
+    )
 
 
 def steps(histories: Sequence[Sequence[dict[str, Any]]]) -> Steps:
@@ -73,7 +87,7 @@ def network(items: Catalogue, repeats: bool = True, seed: int = 0, **changes: An
         "step_id_dropout": 0.0,
     } | changes
     torch.manual_seed(seed)
-    made = Network(NetworkConfig(event_types=EVENT_TYPES, repeats=repeats, **shape), len(items) - 1, len(category_paths(items.categories)))
+    made = network_over(items, NetworkConfig(event_types=EVENT_TYPES, repeats=repeats, **shape))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))

@@ -127,6 +127,7 @@ def test_popularity_is_that_of_the_day_before() -> None:
             assert found[1:, 1, kind + column] == pytest.approx([np.log1p(count) for count in (1, keep, 1 + keep**2)], abs=1e-6)
         assert found[:, 2, column] == pytest.approx([0, 0, np.log(2), np.log1p(keep)], abs=1e-6)
         assert found[:, 2, len(HALF_LIVES) + column].max() == 0
+        np.testing.assert_allclose(found[..., 2 * len(HALF_LIVES) + column], found[..., len(HALF_LIVES) + column] ** 2 / 4, rtol=1e-6)
     np.testing.assert_allclose(DecayedCounts.of(DailyCounts.of([log]), 3, 3, 1).features()[0], found[3], rtol=1e-6)
     np.testing.assert_array_equal(DecayedCounts.of(DailyCounts.of([log]), 3, 0, 4).features(np.array([2, 0, 1])), found[:, [2, 0, 1]])
 

@@ -11,7 +11,7 @@ from models import train as training
 from models.loader import pack
 from models.losses import Drawn
 from models.objective import Loss, batch_loss, batch_of
-from tests.models.learner_cases import HOUR, SMALL, catalogue, network, random_steps, steps, training_data
+from tests.models.learner_cases import HOUR, SMALL, catalogue, network, random_steps, steps, training_data, with_content
 
 CPU = torch.device("cpu")
 
@@ -31,7 +31,7 @@ def history(last_end: str, last_reward: float = 1.0) -> list[dict[str, Any]]:
 
 def test_a_part_of_the_catalogue_that_holds_all_of_it_gives_the_same_loss_and_gradients() -> None:
     """Every item is in the rows, or drawn; as each is looked at exactly once the estimate is no estimate."""
-    items, log = catalogue(9), random_steps(4, 7, 9, seed=8)
+    items, log = with_content(catalogue(9), text=3), random_steps(4, 7, 9, seed=8)
     data, batch = training_data(items, log), batch_of(pack(log, 8, 9, np.random.default_rng(0)), 0, 1.0, CPU)
     found = []
     for exact_items in (9, 8):

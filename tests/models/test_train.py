@@ -29,7 +29,7 @@ from models.objective import Batch
 from models.policy import Learnt, Policy, save_policy
 from models.popularity import POPULARITY_FEATURES
 from models.train import TrainingData, fit
-from tests.models.learner_cases import EVENT_TYPES, NO_POPULARITY, SMALL, catalogue, network, random_steps, steps, training_data
+from tests.models.learner_cases import EVENT_TYPES, NO_POPULARITY, SMALL, catalogue, network, random_steps, steps, training_data, with_content
 from tests.models.learner_lake import DAYS, D, land, transitions
 
 CPU = torch.device("cpu")
@@ -83,7 +83,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
 @pytest.mark.parametrize("exact_items", [12, 11], ids=["exact", "drawn"])
 def test_interrupted_is_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact_items: int) -> None:
     """Bit for bit, with dropout, wherever it is interrupted: twice, in the middle of an epoch and at its end."""
-    data = training_data(catalogue(12), random_steps(9, 20, 12, seed=3))
+    data = training_data(with_content(catalogue(12), text=3), random_steps(9, 20, 12, seed=3))
     train = SMALL.model_copy(update={"dropout": 0.2, "id_dropout": 0.2, "epochs": 3, "exact_items": exact_items, "negatives": 5})
     whole, draft = weights(trained(data, train, CPU)), tmp_path / "policies" / "p.checkpoint"
     for update in (4, 3):
@@ -461,9 +461,10 @@ def test_holdout_days_are_not_learnt_from(lake: Lake, settings: Settings) -> Non
 
 
 def test_a_warm_start_begins_with_what_the_policy_before_has_learnt(tmp_path: Path) -> None:
-    """Over a catalogue with an item and a category more, it scores as that policy does there; with another shape it begins anew."""
-    before, log = catalogue(6), random_steps(4, 6, 6, seed=3)
+    """Over a catalogue with an item and a category more, and other vectors, it scores as that policy does there; with another shape it begins anew."""
+    before, log = with_content(catalogue(6), text=3, image=2, sound=2), random_steps(4, 6, 6, seed=3)
     newer = Catalogue(("", "a", *before.item_ids[1:]), ((), ("c9", "d"), *before.categories[1:]), (None,) * 8, np.arange(8) > 0)
+    newer = with_content(newer, seed=1, text=3, image=4, video=2)
     moved = dataclasses.replace(log, item=log.item + 1)
     learnt_from = network(before)
     save_policy(tmp_path / "p", learnt_from, before, np.zeros((7, POPULARITY_FEATURES), np.float32), {}, {})
@@ -485,6 +486,6 @@ def test_a_warm_start_begins_with_what_the_policy_before_has_learnt(tmp_path: Pa
 def test_a_folder_of_another_form_is_not_read(tmp_path: Path) -> None:
     save_policy(tmp_path / "p", network(catalogue(3)), catalogue(3), NO_POPULARITY.repeat(4, 0), {}, {})
     config = tmp_path / "p" / "config.json"
-    config.write_text(config.read_text().replace('"form": 3', '"form": 1'))
-    with pytest.raises(NotReady, match="has form 1, and this version of Nightjar reads form 3"):
+    config.write_text(config.read_text().replace('"form": 4', '"form": 1'))
+    with pytest.raises(NotReady, match="has form 1, and this version of Nightjar reads form 4"):
         Learnt.load(tmp_path / "p")
