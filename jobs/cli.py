@@ -174,7 +174,7 @@ def migrate(apply: Annotated[bool, typer.Option("--apply", help="do it")] = Fals
     module.print_migration(_lake(settings))
 
 
-export = typer.Typer(no_args_is_help=True, help="Tables for other tools to read.")
+export = typer.Typer(no_args_is_help=True, help="Transitions for other learners, and a policy for a service of your own.")
 app.add_typer(export, name="export")
 
 
@@ -196,6 +196,21 @@ def export_transitions(
     check_format(to)
     options = [word for name, text in (("--day", day), ("--from", first)) if text for word in (name, str(parse_day(text)))]
     run_models("export-transitions", "--to", to, options, "--history", str(history), "--", str(folder))
+
+
+@export.command("policy")
+def export_policy(
+    folder: Annotated[Path, typer.Argument(help="folder to write: a new or an empty one")],
+    day: Day,
+    policy: Annotated[str | None, typer.Option(help="a policy version, or popularity; else what the day's verdict serves", metavar="VERSION")] = None,
+) -> None:
+    """Write what is served after a day as a program that torch runs without Nightjar, and its items with their vectors.
+
+    README.md has a service in a few lines.
+    """
+    from jobs.operate.run import run_models
+
+    run_models("export-policy", "--day", str(parse_day(day)), ["--policy", policy] if policy else [], "--", str(folder))
 
 
 quarantine = typer.Typer(no_args_is_help=True, help="What could not be taken in: count it, look at it, take it in again.")

@@ -74,5 +74,19 @@ def export_transitions(
     print(f"{folder}: {told(write(_lake(settings), settings, folder, to, last, begin, history))}")
 
 
+@app.command("export-policy")
+def export_policy(
+    folder: Path,
+    day: Day,
+    policy: Annotated[str | None, typer.Option(help="a policy version, or popularity; else what the day's verdict serves")] = None,
+) -> None:
+    """Export a policy."""
+    from models.online import export_policy as write
+
+    settings = load_settings()
+    manifest = write(_lake(settings), settings, folder, parse_day(day), policy)
+    print(f"{folder}: {manifest['policy_version']} with the items and the popularity of {manifest['day']}")
+
+
 if __name__ == "__main__":
     sys.exit(exit_status(app))

@@ -62,6 +62,21 @@ class Recurrent(nn.Module):
         return normed
 
 
+class OneWindow(nn.Module):
+    """A `Recurrent` for rows that are a window each, from their first slot on: torch.export takes no packed sequence."""
+
+    def __init__(self, recurrent: Recurrent) -> None:
+        super().__init__()
+        self.cells, self.norm = recurrent.cells, recurrent.norm
+
+    def forward(self, tokens: Tensor, view: View) -> Tensor:
+        begin = tokens.new_zeros(self.cells.num_layers, tokens.shape[0], tokens.shape[2])
+        weights = tuple(weight for layer in self.cells.all_weights for weight in layer)  # nn.GRU would set attributes, of which torch.export warns
+        run, _ = torch.gru(tokens, begin, weights, True, self.cells.num_layers, 0.0, False, False, True)
+        normed: Tensor = self.norm(view.of_slots(run))
+        return normed
+
+
 class Transformer(nn.Module):
     """Causal self-attention with rotary positions, pre-norm."""
 

@@ -21,7 +21,7 @@ from models.data import Catalogue, Floats, Ints, Steps
 from models.gate import MANIFEST
 from models.histories import best, offered, steps_of
 from models.losses import Head, all_scores, head_of
-from models.network import Network, NetworkConfig, Rows, category_paths, item_table, network_over, rows_of, view_of
+from models.network import ItemTable, ItemVectors, Network, NetworkConfig, Rows, category_paths, item_table, network_over, rows_of, view_of
 from models.popularity import POPULARITY_FEATURES
 
 _BATCH = 256
@@ -163,6 +163,10 @@ class Policy:
         """Unit vectors whose products are the cosines of g(a): float32[items, dim]."""
         vectors: Floats = torch.nn.functional.normalize(self._items.whole, dim=1).cpu().numpy()
         return vectors
+
+    def parts(self) -> tuple[Network, ItemTable, ItemVectors, torch.Tensor]:
+        """What makes the scores: the network, and of each item what it knows, its vectors, and its popularity, [items, features]."""
+        return self._network, self._table, self._items, self._popularity[0]
 
     def _last_states(self, rows: Rows) -> tuple[Head, torch.Tensor]:
         """The head in the state after the last step of each window, and V there."""

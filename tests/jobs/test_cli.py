@@ -48,6 +48,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["simulate", "there", "--first", "2026"], "is no day"),
         (["export", "transitions", "--to", "csv", "there"], "no export format 'csv'. Expected parquet, jsonl, d3rlpy, minari."),
         (["export", "transitions", "--to", "jsonl", "there", "--day", "tomorrow"], "is no day"),
+        (["export", "policy", "there", "--day", "soon"], "is no day"),
     ],
 )
 def test_a_mistake_gets_its_message_and_status_1(
