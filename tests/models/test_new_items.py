@@ -17,7 +17,7 @@ from tests.models.learner_cases import EVENT_TYPES, steps, training_data
 
 OLD, NEW, USERS, SHOWN = 60, 60, 200, 20
 LIKED = 0.4  # share of the items
-TRAIN = Train(dim=16, context=16, epochs=7, batch_steps=256, learning_rate=0.02, dropout=0.0, gamma=0.0)
+TRAIN = Train(context=16, epochs=7, batch_steps=256, learning_rate=0.01, dropout=0.0, gamma=0.0)
 
 
 @dataclass(frozen=True)
