@@ -112,7 +112,7 @@ class Train(_Section):
     heads: int = Field(2, ge=1, description="of attention, with encoder = transformer")
     context: int = Field(64, ge=2, description="last steps of a user that the state sees")
     dropout: float = Field(0.1, ge=0, lt=1)
-    id_dropout: float = Field(0.2, ge=0, lt=1, description="share of the items that train without a vector of their own, so that content learns to score")
+    id_dropout: float = Field(0.2, ge=0, lt=1, description="share of the items with content that train without a vector of their own")
     step_id_dropout: float = Field(
         0.8, ge=0, lt=1, description="share of the steps of a history that are read by the item's content alone in training, where it has any"
     )

@@ -44,7 +44,7 @@ class NetworkConfig:
     context: int  # last steps of a user that the state sees
     encoder: str  # a key of ENCODERS
     dropout: float
-    id_dropout: float  # share of the items that train without their own vector, so that content alone learns to score
+    id_dropout: float  # share of the items with content that train without their own vector, so that content alone learns to score
     step_id_dropout: float  # share of the steps that are read by the item's content alone in training, where it has any
     repeats: bool  # whether an item of the window may be chosen again
     policies: int = 1  # heads
@@ -229,15 +229,15 @@ class Network(nn.Module):
             self.category_vector.weight[0].zero_()
 
     def items(self, table: ItemTable, own: tuple[Tensor, Tensor] | None = None) -> ItemVectors:
-        """What stands for every item of the table. In training some go without their own vector.
+        """What stands for every item of the table. In training some of those that have content go without their own vector.
 
         `own` are their own vectors and biases, as `own` gives them, where the caller holds these apart.
         """
         vectors, bias = own or self.own(table)
-        if self.training and self.config.id_dropout > 0:
-            kept = torch.rand((len(bias), 1), device=bias.device) >= self.config.id_dropout
-            vectors, bias = torch.where(kept, vectors, vectors[0]), torch.where(kept, bias, bias[0])
         content, has_content = self._content(table)
+        if self.training and self.config.id_dropout > 0:
+            kept = ((torch.rand(len(bias), device=bias.device) >= self.config.id_dropout) | ~has_content)[:, None]
+            vectors, bias = torch.where(kept, vectors, vectors[0]), torch.where(kept, bias, bias[0])
         return ItemVectors(vectors + content, content, bias, has_content)
 
     def own(self, table: ItemTable) -> tuple[Tensor, Tensor]:

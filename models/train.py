@@ -34,6 +34,7 @@ from jobs.storage import Location, whole_folder, write_whole
 from models.candidates import CandidateSets
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.data import Bools, Catalogue, DailyCounts, day_number, item_places, load_availability, load_catalogue, version_as_of
+from models.factors import item_factors
 from models.gate import MANIFEST, POLICIES, POPULARITY, champion_before
 from models.loader import Buckets, LakeBuckets, LateBuckets, Loader, Packing, Position
 from models.losses import Drawn
@@ -199,6 +200,7 @@ def fit(
             train = train.model_copy(update={"epochs": train.warm_epochs})
         else:
             _levelled(network, data.counts.level, [policy.gamma for policy in policies.values()])
+            network.item_vector.load_state_dict({"weight": torch.from_numpy(item_factors(data.buckets, len(data.catalogue), train.dim, train.seed))})
         learner = _Learner(network, data, train, device, draft)
         with training_progress(train.epochs, sum(data.buckets.sizes), learner.resumed()) as progress:
             if not learner.learn(progress, is_asked_to_end, after_epoch):
