@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 from jobs.contracts.days import DayRange, parse_day
-from jobs.contracts.errors import exit_status
+from jobs.contracts.errors import NotShared, exit_status
 from jobs.contracts.exports import EXPORT_FORMATS, HISTORY
 from jobs.lake import Lake
 from jobs.runs import carry_out
@@ -29,6 +30,13 @@ def run(steps: Annotated[list[str], typer.Argument(help="train evaluate gate sco
     """Run torch steps for one day, in order."""
     settings, wanted = load_settings(), parse_day(day)
     lake = _lake(settings)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun says so
+        if steps != ["train"]:
+            raise NotShared(f"Only the step train is shared by several processes; got {' '.join(steps)}. Run the others without torchrun.")
+        from models.train import run_together
+
+        run_together(lake, settings, wanted)
+        return
     for step in map(find_step, steps):
         carry_out(lake, step, DayRange(wanted, wanted), lake, settings, wanted)
 

@@ -54,6 +54,14 @@ class Packed:
     def __getitem__(self, rows: slice) -> Packed:
         return Packed(*(getattr(self, field.name)[rows] for field in fields(self)))
 
+    @classmethod
+    def of_nobody(cls, length: int, day: int) -> Packed:
+        """A row with a window of no step on a day: nothing is learnt from it."""
+        large, number, small, flag, real = (torch.zeros(1, length, dtype=kind) for kind in (torch.int64, torch.int32, torch.int8, torch.bool, torch.float32))
+        segment = number.clone()
+        segment[0, 0] = 1
+        return cls(segment, flag, number, small, small, real, large, number, flag, small, real, number, number + day)
+
 
 @dataclass(frozen=True)
 class Position:

@@ -110,10 +110,11 @@ class Seen:
 
 @dataclass(frozen=True)
 class Loss:
-    """What is minimised, and its parts before their weights, those that have one; scalars."""
+    """What is minimised, and its parts before their weights, those that have one; scalars. All are means over so many steps."""
 
     total: Tensor
     parts: dict[str, Tensor]
+    steps: Tensor  # learnt
 
 
 def batch_loss(online: Network, target: Network, part: Part, batch: Batch, policies: Mapping[str, Train], own: tuple[Tensor, Tensor] | None = None) -> Loss:
@@ -140,7 +141,7 @@ def batch_loss(online: Network, target: Network, part: Part, batch: Batch, polic
         loss = _policy_loss(online.config.repeats, part, replace(batch, reward=reward), train, Seen(items, seen), Seen(target_items, target_seen), places)
         total = total + least / _weight(train) * loss.total
         parts |= {f"{name} {part}".strip(): value for part, value in loss.parts.items()}
-    return Loss(total, parts)
+    return Loss(total, parts, loss.steps)
 
 
 def _weight(train: Train) -> float:
@@ -201,7 +202,7 @@ def _policy_loss(repeats: bool, part: Part, batch: Batch, train: Train, online: 
         targets, counts = n_step_targets(*log, best_values.view_as(batch.reward), train.gamma, train.n_step)
         td = error(there(states.value) + z[:, None], targets[:, :, None], counts)
     nearer = error(there(states.nearer), *lambda_returns(*log, target.states.nearer, NEARER, train.mixing))
-    return Loss(td + conservative + nearer, {"td": td.detach(), **parts, "nearer": nearer.detach()})
+    return Loss(td + conservative + nearer, {"td": td.detach(), **parts, "nearer": nearer.detach()}, learnt.sum())
 
 
 def _summed(head: Head, part: Part, content: Tensor | None, candidates: Tensor, action: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

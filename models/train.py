@@ -1,6 +1,7 @@
 """Trains tonight's policy on packed sequences of steps, by the loss of `models.objective`.
 
-Training can be interrupted, begin with an earlier policy, and stop early; what comes out is a folder, and a row of gold.policies.
+Training can be interrupted, begin with an earlier policy, stop early, and be shared by several processes; what comes out is a folder, and a row
+of gold.policies.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date, timedelta
 from types import FrameType
@@ -25,24 +26,27 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from jobs.contracts.days import DayRange
 from jobs.contracts.errors import Interrupted, TooLittleData, TrainingFailed
 from jobs.contracts.revision import revision
 from jobs.lake import Lake
+from jobs.runs import noted
 from jobs.settings import Settings, Train
 from jobs.steps import find_step
 from jobs.storage import Location, whole_folder, write_whole
 from models.candidates import CandidateSets
-from models.checkpoint import load_checkpoint, save_checkpoint
+from models.checkpoint import load_checkpoint, random_states, save_checkpoint
 from models.data import Bools, Catalogue, DailyCounts, day_number, item_places, load_availability, load_catalogue, version_as_of
 from models.factors import item_factors
 from models.gate import MANIFEST, POLICIES, POPULARITY, champion_before
-from models.loader import Buckets, LakeBuckets, LateBuckets, Loader, Packing, Position
+from models.loader import Buckets, LakeBuckets, LateBuckets, Loader, Packed, Packing, Position
 from models.losses import Drawn
 from models.network import NEARER, Network, NetworkConfig, PolicyHead, item_table, network_over
 from models.objective import Batch, Part, batch_loss, batch_of
 from models.policy import Learnt, device_of_choice, save_policy
 from models.popularity import DecayedCounts
 from models.progress import training_progress
+from models.ranks import ALONE, Ranks, joined
 from models.sampling import Proposal, RowAdagrad
 from models.shards import ShardManifest
 
@@ -55,13 +59,23 @@ _DUAL_RATE = 0.05  # of the logarithm of alpha, where it is tuned to a gap
 _SAVED_EVERY = 300  # seconds
 
 
-def run(lake: Lake, settings: Settings, day: date) -> None:
+def run_together(lake: Lake, settings: Settings, day: date) -> None:
+    """`run` as one of the processes that torchrun has started; the first of them keeps the note of the run."""
+    step = find_step("train")
+    with joined() as ranks:
+        if ranks.is_first:
+            lake.require_writable(step.writes)
+        with noted(lake, step, DayRange(day, day)) if ranks.is_first else nullcontext():
+            run(lake, settings, day, ranks)
+
+
+def run(lake: Lake, settings: Settings, day: date, ranks: Ranks = ALONE) -> None:
     """Train on the days [day - window + 1, day - holdout_days], write a policy folder, or one for each of train.policies, and register it in gold.policies.
 
     With train.patience the last train.validation_days of them are not learnt from: they say when to stop.
     Raises NotReady when the day has no transitions, FutureData when all that is there knows more than `day`, TooLittleData when there
     is nothing to choose between, TrainingFailed when the loss is no number, and Interrupted when SIGTERM has ended it: the same run
-    again goes on from there, to the same policy.
+    again goes on from there, to the same policy. Of several ranks the first one writes.
     """
     inputs = lake.versions(find_step("train").reads)
     first, last = day - timedelta(days=settings.train.window_days - 1), day - timedelta(days=settings.evaluate.holdout_days)
@@ -85,13 +99,18 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
         "settings": {name: getattr(settings, name).model_dump() for name in ("train", "evaluate", "episodes")},
         "event_types": {name: event_type.model_dump() for name, event_type in settings.event_types.items()},
     }
+    if ranks.count > 1:
+        manifest["ranks"] = ranks.count
     run_version = _version(day, manifest)
-    lake.ensure("gold.policies")
+    if ranks.is_first:
+        lake.ensure("gold.policies")
     draft = lake.root / POLICIES / f"{run_version}.checkpoint"
     learnt = Learnt.load(lake.root / champion.path) if champion and champion.version != POPULARITY else None
-    fitted = fit(data, tuple(settings.event_types), settings.train, settings.evaluate.repeats, device_of_choice(), draft, learnt)
+    fitted = fit(data, tuple(settings.event_types), settings.train, settings.evaluate.repeats, device_of_choice(), draft, learnt, ranks=ranks)
+    if not ranks.is_first:
+        return
     if fitted is None:
-        raise Interrupted(f"The training of {run_version} was ended by SIGTERM. What it has learnt is saved: `nightjar run train --day {day}` goes on.")
+        raise Interrupted(f"The training of {run_version} was ended by SIGTERM. What it has learnt is saved: the same command goes on.")
     network, scale = fitted
 
     evening = DecayedCounts.of(data.counts, len(catalogue), day_number(last) + 1, 1).features()[0]
@@ -179,6 +198,7 @@ def fit(
     draft: Location | None = None,
     learnt: Learnt | None = None,
     after_epoch: AfterEpoch | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Network, float] | None:
     """Train a network from `train.seed`; return it with the scale of its rewards (Q · scale is in units of the reward).
 
@@ -189,6 +209,8 @@ def fit(
 
     The same arguments give the same weights, bit for bit, on a CPU with the same number of threads. Given a `draft`, a file,
     a training that SIGTERM ends returns None, and the next one goes on from there as if nothing had been.
+
+    With several `ranks` each calls this with the same arguments: all get the same weights, those that one would get from their batches together.
     """
     config = config_of(train, event_types, repeats)
     policies = train.each(data.counts.has_refusals)
@@ -201,11 +223,18 @@ def fit(
         else:
             _levelled(network, data.counts.level, [policy.gamma for policy in policies.values()])
             network.item_vector.load_state_dict({"weight": torch.from_numpy(item_factors(data.buckets, len(data.catalogue), train.dim, train.seed))})
-        learner = _Learner(network, data, train, device, draft)
-        with training_progress(train.epochs, sum(data.buckets.sizes), learner.resumed()) as progress:
+        if not ranks.is_first:
+            torch.manual_seed(train.seed + ranks.rank)  # so that each drops and draws others
+        learner = _Learner(network, data, train, device, draft, ranks)
+        done = learner.resumed()
+        with training_progress(train.epochs, sum(data.buckets.sizes), done) if ranks.is_first else nullcontext(_untold) as progress:
             if not learner.learn(progress, is_asked_to_end, after_epoch):
                 return None
     return network.eval(), data.counts.mean_reward
+
+
+def _untold(steps: int, parts: dict[str, float]) -> None:
+    """The first rank tells."""
 
 
 @torch.no_grad()
@@ -259,14 +288,14 @@ def _term_asked(draft: Location | None) -> Iterator[Callable[[], bool]]:
 class _Learner:
     """The online and the target network, and the optimisers of the first."""
 
-    def __init__(self, network: Network, data: TrainingData, train: Train, device: torch.device, draft: Location | None = None) -> None:
+    def __init__(self, network: Network, data: TrainingData, train: Train, device: torch.device, draft: Location | None = None, ranks: Ranks = ALONE) -> None:
         self._online, self._target = network.train(), copy.deepcopy(network).eval()
-        self._data, self._train, self._device, self._draft = data, train, device, draft
+        self._data, self._train, self._device, self._draft, self._ranks = data, train, device, draft, ranks
         self._policies = train.each(data.counts.has_refusals)
         self._table = item_table(data.catalogue.item_ids, data.catalogue.categories, data.catalogue, device)
-        self._packing = Packing(train.context, train.context + 1, max(1, train.batch_steps // (train.context + 1)))
-        self._loader = Loader(data.buckets, self._packing, train.seed, workers=2 if device.type == "cuda" else 0)
-        self._position, self._done = Position(), 0
+        self._packing = Packing(train.context, train.context + 1, max(1, train.batch_steps // (train.context + 1) // ranks.count))
+        self._loader = Loader(data.buckets, self._packing, train.seed, ranks.rank, ranks.count, workers=2 if device.type == "cuda" else 0)
+        self._epoch, self._position, self._done = 0, Position(), 0
         self._modules: dict[str, nn.Module] = {"online": self._online, "target": self._target}
         self._best = copy.deepcopy(network) if train.patience else None
         self._lowest, self._waited = math.inf, 0  # the validation loss of the best, and how many epochs have passed since
@@ -290,9 +319,9 @@ class _Learner:
 
     def resumed(self) -> int:
         """Go on from the draft, if there is one; return how many steps have been learnt already."""
-        found = load_checkpoint(self._draft, self._modules, self._optimiser) if self._draft else None
+        found = load_checkpoint(self._draft, self._modules, self._optimiser, self._ranks.rank) if self._draft else None
         if found:
-            self._position, self._done = Position(**found["position"]), found["done"]
+            self._epoch, self._position, self._done = found["epoch"], Position(**found["positions"][self._ranks.rank]), found["done"]
             self._lowest, self._waited = found["lowest"], found["waited"]
         return self._done
 
@@ -307,35 +336,48 @@ class _Learner:
                 f"(now {self._train.validation_days}) to more than the longest maturity_days of [event_types] less evaluate.holdout_days."
             )
         steps, saved = self._train.epochs * sum(self._data.buckets.sizes), time.monotonic()
-        while self._position.epoch < self._train.epochs and self._waited != self._train.patience:
-            for packed, behind in self._loader.batches(self._position):
-                fresh = int(packed.fresh.sum())
+        while self._epoch < self._train.epochs and self._waited != self._train.patience:
+            for packed, behind in self._batches():
+                fresh, going_on = self._ranks.summed(int(packed.fresh.sum()), behind.epoch == self._epoch)
                 batch = batch_of(packed, self._data.first_day, self._data.counts.mean_reward, self._device, self._train.gamma_hours)
                 parts = self._update(batch, _schedule((self._done + fresh) / steps))
-                is_last = behind.epoch > self._position.epoch
-                if self._best and is_last:
+                if self._best and not going_on:
                     parts["validation"] = self._validate(self._best)
-                progress(fresh, parts)
-                self._position, self._done = behind, self._done + fresh
-                if after_epoch and is_last:
-                    after_epoch(behind.epoch, self._online.eval())
+                progress(int(fresh), parts)
+                self._position, self._done = behind, self._done + int(fresh)
+                if not going_on:
+                    self._epoch += 1
+                if after_epoch and not going_on:
+                    after_epoch(self._epoch, self._online.eval())
                     self._online.train()
-                if is_asked_to_end():
-                    self._save()
-                    return False
-                if time.monotonic() - saved > _SAVED_EVERY:
+                asked, due = self._ranks.summed(is_asked_to_end(), time.monotonic() - saved > _SAVED_EVERY)
+                if asked or due:
                     self._save()
                     saved = time.monotonic()
-        if self._draft:
+                if asked:
+                    return False
+                if not going_on:
+                    break
+        if self._draft and self._ranks.is_first:
             self._draft.unlink(missing_ok=True)
         if self._best:
             self._online.load_state_dict(self._best.state_dict())
         return True
 
+    def _batches(self) -> Iterator[tuple[Packed, Position]]:
+        """The rest of the epoch; then, as other ranks may have more batches, nobody's for as long as is asked."""
+        if self._position.epoch == self._epoch:
+            yield from self._loader.batches(self._position)
+        while True:
+            yield Packed.of_nobody(self._packing.length, self._data.first_day), self._position
+
     def _save(self) -> None:
         if self._draft:
-            progress = {"position": asdict(self._position), "done": self._done, "lowest": self._lowest, "waited": self._waited}
-            save_checkpoint(self._draft, self._modules, self._optimiser, progress)
+            positions, random = zip(*self._ranks.gathered((asdict(self._position), random_states())), strict=True)
+            progress = {"epoch": self._epoch, "positions": positions, "done": self._done, "lowest": self._lowest, "waited": self._waited}
+            if self._ranks.is_first:
+                save_checkpoint(self._draft, self._modules, self._optimiser, random, progress)
+            self._ranks.gathered(None)  # none goes on, or ends and is begun again, before it is there
 
     def _validate(self, best: Network) -> float:
         """The validation loss; the best takes over the weights if it is the lowest so far."""
@@ -356,7 +398,8 @@ class _Learner:
         self._online.eval()
         with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
             torch.manual_seed(self._train.seed)
-            for packed, _ in Loader(self._data.validation, self._packing, self._train.seed).batches(Position()):
+            loader = Loader(self._data.validation, self._packing, self._train.seed, self._ranks.rank, self._ranks.count)
+            for packed, _ in loader.batches(Position()):
                 batch = batch_of(packed, self._data.first_day, self._data.counts.mean_reward, self._device, self._train.gamma_hours)
                 batch = replace(batch, learnt=batch.learnt & (batch.day >= begin))
                 learnt = int(batch.learnt.sum())
@@ -364,7 +407,8 @@ class _Learner:
                     summed += learnt * float(batch_loss(self._online, self._target, *self._looked_at(batch), self._policies).total)
                     steps += learnt
         self._online.train()
-        return summed / steps
+        total, over = self._ranks.summed(summed, steps)
+        return total / over
 
     def _update(self, batch: Batch, rate: float) -> dict[str, float]:
         """One step of the optimisers, at that share of their rates; the parts of the loss."""
@@ -372,33 +416,50 @@ class _Learner:
         own = self._online.own(part.table)
         if self._by_row:
             own = (own[0].detach().requires_grad_(), own[1].detach().requires_grad_())
-        loss = batch_loss(self._online, self._target, part, counted, self._tuned(), own)
-        total = float(loss.total.detach())
-        if not math.isfinite(total):
-            raise TrainingFailed(
-                f"The loss became {total}{self._kept(batch)}: lower train.learning_rate (now {self._train.learning_rate}), or the size of the rewards."
-            )
+        policies = self._tuned()
+        loss = batch_loss(self._online, self._target, part, counted, policies, own)
         self._optimiser.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]
+        rows, own = self._united(part.table.ids, own)
         moved = [online for _, online in self._pairs] + ([*own] if self._by_row else [])
+        gradients = [tensor.grad for tensor in moved if tensor.grad is not None]
+        told = {"loss": loss.total.detach(), **loss.parts}
+        self._ranks.average([*gradients, *told.values()], loss.steps)
+        parts = {name: float(value) for name, value in told.items()}
+        if not math.isfinite(parts["loss"]):
+            raise TrainingFailed(
+                f"The loss became {parts['loss']}{self._kept(batch)}: lower train.learning_rate (now {self._train.learning_rate}), or the size of the rewards."
+            )
         torch.nn.utils.clip_grad_norm_(moved, _LARGEST_GRADIENT)
         self._optimiser.param_groups[0]["lr"] = self._train.learning_rate * rate
         self._optimiser.step()
         if self._by_row:
-            gradients = [tensor.grad for tensor in own if tensor.grad is not None]
-            self._by_row.step(part.table.ids, (gradients[0], gradients[1]), _ROW_RATE * rate)
+            self._by_row.step(rows, (gradients[-2], gradients[-1]), _ROW_RATE * rate)
         with torch.no_grad():
             for target, online in self._pairs:
                 target.lerp_(online, self._train.target_rate)
             if self._by_row:  # of a large table only the rows that were moved
                 for table, other in ((self._target.item_vector, self._online.item_vector), (self._target.item_bias, self._online.item_bias)):
-                    table.weight[part.table.ids] = table.weight[part.table.ids].lerp(other.weight[part.table.ids], self._train.target_rate)
-        parts = {name: float(part) for name, part in loss.parts.items()}
-        for place, (name, policy) in enumerate(self._tuned().items()):
+                    table.weight[rows] = table.weight[rows].lerp(other.weight[rows], self._train.target_rate)
+        for place, (name, policy) in enumerate(policies.items()):
             if policy.gap is not None:  # a Lagrange multiplier: dual ascent (Kumar et al. 2020, section 3.2)
                 self._dual[0][place] += _DUAL_RATE * (parts[f"{name} penalty".strip()] - policy.gap)
                 parts[f"{name} alpha".strip()] = float(policy.alpha or 0)
-        return {"loss": total, **parts}
+        return parts
+
+    def _united(self, rows: Tensor, own: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The rows of the large tables that any rank has looked at, and tensors over them with the gradients of this one."""
+        if self._by_row is None or self._ranks.count == 1:
+            return rows, own
+        united = torch.unique(torch.cat(self._ranks.gathered(rows.cpu()))).to(rows.device)
+        place = torch.searchsorted(united, rows)
+
+        def spread(tensor: Tensor) -> Tensor:
+            whole = tensor.new_zeros(len(united), *tensor.shape[1:])
+            whole.grad = whole.index_copy(0, place, tensor.grad) if tensor.grad is not None else None
+            return whole
+
+        return united, (spread(own[0]), spread(own[1]))
 
     def _tuned(self) -> dict[str, Train]:
         """The policies, with the alpha of now where it is tuned to a gap."""
@@ -431,7 +492,7 @@ class _Learner:
         """Keep a batch that went wrong, for whoever looks for the reason; say where."""
         if self._draft is None:
             return ""
-        place = self._draft.parent / f"{self._draft.name}.failed"
+        place = self._draft.parent / f"{self._draft.name}.failed{self._ranks.rank or ''}"
         columns = {**vars(batch.rows), **{name: tensor for name, tensor in vars(batch).items() if name != "rows"}}
         write_whole(place, save({name: tensor.cpu().contiguous() for name, tensor in columns.items()}))
         return f" on the batch in {place}"

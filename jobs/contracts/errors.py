@@ -81,6 +81,10 @@ class Interrupted(NightjarError):
     status = 0
 
 
+class NotShared(NightjarError):
+    """A step that torchrun has started in several processes, and that is for one."""
+
+
 class OtherStudy(NightjarError):
     """A record of tuning that can't be gone on with: of other data or settings, or something else altogether."""
 
