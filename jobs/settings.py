@@ -122,7 +122,7 @@ class Train(_Section):
     )
     patience: int | None = Field(None, ge=1, description="epochs without a better validation loss before training stops; unset: all epochs")
     validation_days: int = Field(1, ge=1, description="last training days, kept from learning, that the validation loss is of: with patience, and in tuning")
-    batch_steps: int = Field(512, ge=16, description="steps in a batch, of all ranks together; a small log needs many updates, and a GPU more steps")
+    batch_steps: int | None = Field(None, ge=16, description="steps in a batch, of all ranks together; unset: by the log, 1,000 batches an epoch")
     learning_rate: float = Field(2e-3, gt=0)
     gamma: float = Field(0.9, ge=0, lt=1, description="discount per step, or per gamma_hours")
     gamma_hours: float | None = Field(None, gt=0, description="hours in which a reward comes to count gamma times as much; unset: gamma is per step")
@@ -151,6 +151,10 @@ class Train(_Section):
             if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
                 raise ValueError(f"{name!r} becomes part of the name of a policy, so it needs to be of letters, digits, _ and -")
         return policies
+
+    def batch_for(self, steps: int) -> int:
+        """`batch_steps` for a log of so many steps: a small log needs many updates, and of a large one larger batches take less time."""
+        return self.batch_steps or min(max(steps // 1000, 512), 8192)
 
     def each(self, has_refusals: bool) -> dict[str, Train]:
         """Each policy of the run by name, as `for_log`; one without a name, unless `policies` names some."""

@@ -293,7 +293,7 @@ class _Learner:
         self._data, self._train, self._device, self._draft, self._ranks = data, train, device, draft, ranks
         self._policies = train.each(data.counts.has_refusals)
         self._table = item_table(data.catalogue.item_ids, data.catalogue.categories, data.catalogue, device)
-        self._packing = Packing(train.context, train.context + 1, max(1, train.batch_steps // (train.context + 1) // ranks.count))
+        self._packing = Packing(train.context, train.context + 1, max(1, train.batch_for(sum(data.buckets.sizes)) // (train.context + 1) // ranks.count))
         self._loader = Loader(data.buckets, self._packing, train.seed, ranks.rank, ranks.count, workers=2 if device.type == "cuda" else 0)
         self._epoch, self._position, self._done = 0, Position(), 0
         self._modules: dict[str, nn.Module] = {"online": self._online, "target": self._target}

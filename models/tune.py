@@ -106,7 +106,9 @@ class Window:
             metric, reason = ndcg, "as the log holds no propensities: what lists would have earned can only be guessed."
         return cls(
             settings,
-            settings.train.model_copy(update={"policies": {}}).for_log(data.counts.has_refusals),
+            settings.train.model_copy(update={"policies": {}, "batch_steps": settings.train.batch_for(sum(data.buckets.sizes))}).for_log(
+                data.counts.has_refusals
+            ),
             data,
             court,
             DecayedCounts.of(data.counts, len(catalogue), day_number(begin), 1).features()[0],
@@ -128,10 +130,12 @@ class Window:
             today = getattr(train, name)
             return FloatDistribution(min(low, today), max(high, today), log=log and today > 0)
 
+        today = train.batch_steps
+        assert today is not None
         dims = sorted({train.dim, *(dim for dim in (32, 64, 128) if dim % (2 * train.heads) == 0)})
         space: dict[str, BaseDistribution] = {
             "learning_rate": number("learning_rate", 3e-4, 1e-2, log=True),
-            "batch_steps": IntDistribution(min(256, train.batch_steps), max(4096, train.batch_steps), log=True),
+            "batch_steps": IntDistribution(min(256, today), max(4096, today), log=True),
             "dim": CategoricalDistribution(dims),
             # Attention shares the width among its heads, in pairs.
             "encoder": CategoricalDistribution(sorted(ENCODERS) if train.dim % (2 * train.heads) == 0 else [train.encoder]),

@@ -250,6 +250,11 @@ def test_q_converges_to_dynamic_programming(backup: str) -> None:
     np.testing.assert_allclose(q, truth[backup], atol=0.12)
 
 
+def test_the_batch_follows_from_the_log_unless_it_is_set() -> None:
+    assert [Train().batch_for(steps) for steps in (1_000, 600_000, 2_000_000, 10**8)] == [512, 600, 2000, 8192]
+    assert Train(batch_steps=64).batch_for(10**8) == 64
+
+
 def skewed() -> Steps:
     """Items 1, 2 and 3 by chance, with .6, .3 and .1, of which the rarest alone is rewarded."""
     rng = np.random.default_rng(7)
