@@ -36,7 +36,7 @@ STEPS = (
     Step("transitions", "spark", "jobs.transitions.transitions",
          ("silver.interactions", "silver.items"), ("gold.item_index", "gold.candidate_sets", "gold.unattributed", "gold.rewards", "gold.transitions")),
     Step("train", "torch", "models.train",
-         ("gold.transitions", "gold.item_index", "silver.items"), ("gold.policies",)),
+         ("gold.transitions", "gold.item_index", "gold.candidate_sets", "silver.items"), ("gold.policies",)),
     Step("evaluate", "torch", "models.evaluate",
          ("gold.transitions", "gold.item_index", "gold.policies", "gold.verdicts", "silver.items"), ("gold.evaluations",)),
     Step("gate", "torch", "models.gate",

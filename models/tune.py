@@ -37,12 +37,13 @@ from models.data import DailyCounts, Floats, day_number, load_availability, load
 from models.evaluate import Court
 from models.events import Candidates, until
 from models.gate import Measure
+from models.learner import fit
 from models.metrics import Estimate
 from models.network import ENCODERS, Network
 from models.policy import Policy, device_of_choice
 from models.popularity import DecayedCounts
 from models.shards import ShardManifest
-from models.train import TrainingData, fit
+from models.training_data import TrainingData
 
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 

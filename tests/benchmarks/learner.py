@@ -60,10 +60,11 @@ def ours(items: int, seconds: float, exact: Annotated[bool, typer.Option()] = Tr
 
     from jobs.settings import Train
     from models.data import Catalogue, DailyCounts
+    from models.learner import _Learner, config_of
     from models.loader import HeldBucket
     from models.network import Network
     from models.objective import batch_of
-    from models.train import TrainingData, _Learner, config_of
+    from models.training_data import TrainingData
 
     torch.set_num_threads(1)
     before = resident("VmRSS")

@@ -33,11 +33,12 @@ from rich.table import Table
 from jobs.settings import Train
 from models.data import Bools, Catalogue, DailyCounts, Floats, Ints, Ranker, day_number
 from models.events import Candidates, Doubles, Events, nightly, rolling, until
+from models.learner import fit
 from models.loader import HeldBucket
 from models.metrics import coverage, mean_popularity, ndcg_at, rank, recall_at, top
 from models.policy import Policy
 from models.popularity import DecayedCounts
-from models.train import TrainingData, fit
+from models.training_data import TrainingData
 from tests.benchmarks.logs import DATA, Log, movietweetings, taobao
 from tests.benchmarks.peers import Linear, ease, popularity
 

@@ -14,7 +14,7 @@ from models.data import END_CODES, Catalogue, DailyCounts, Steps
 from models.loader import HeldBucket
 from models.network import Network, NetworkConfig, network_over
 from models.popularity import POPULARITY_FEATURES
-from models.train import TrainingData
+from models.training_data import TrainingData
 
 EVENT_TYPES = ("impression", "click", "purchase")
 HOUR = 3600

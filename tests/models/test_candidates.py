@@ -10,13 +10,13 @@ import torch
 
 from jobs.lake import Lake
 from jobs.settings import Settings
-from models import train as training
+from models import learner as training
 from models.candidates import CandidateSets
 from models.data import load_catalogue, version_as_of
 from models.loader import Loader, Packing, Position, pack
 from models.losses import Drawn
 from models.objective import batch_loss, batch_of
-from models.train import TrainingData
+from models.training_data import TrainingData
 from tests.models.learner_cases import SMALL, catalogue, network, random_steps, training_data
 from tests.models.learner_lake import DAYS, D, land, transitions
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from jobs.lake import Lake
-from models import train as training
+from models import learner as training
 from models.content import Levels, Projection, given_of
 from models.data import Catalogue, load_catalogue
 from models.loader import pack

@@ -10,9 +10,9 @@ import torch
 
 from jobs.settings import Train
 from models.data import Bools, Catalogue, Floats, Ints, Steps
+from models.learner import fit
 from models.policy import Policy
 from models.popularity import POPULARITY_FEATURES
-from models.train import fit
 from tests.models.learner_cases import EVENT_TYPES, steps, training_data
 
 OLD, NEW, USERS, SHOWN = 60, 60, 200, 20

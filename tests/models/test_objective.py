@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import train as training
+from models import learner as training
 from models.loader import pack
 from models.losses import Drawn
 from models.objective import Loss, batch_loss, batch_of

@@ -23,15 +23,17 @@ from safetensors.torch import load_file, save_file
 from jobs.lake import Lake
 from jobs.runs import runs
 from jobs.settings import Settings, Train
-from models import train as training
+from models import learner as training
 from models.data import DailyCounts, Steps
 from models.events import until
+from models.learner import fit
 from models.loader import LateBuckets, Loader, Packed, Packing, Position
 from models.losses import Drawn
 from models.objective import Batch
 from models.ranks import ALONE, Ranks, joined
 from models.sampling import Proposal
-from models.train import TrainingData, fit, run_together
+from models.train import run_together
+from models.training_data import TrainingData
 from tests.models.learner_cases import EVENT_TYPES, SMALL, catalogue, random_steps, training_data
 from tests.models.learner_lake import DAYS, D, land
 

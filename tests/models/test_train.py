@@ -20,15 +20,17 @@ from safetensors.torch import load_file
 from jobs.contracts.errors import FutureData, NotReady, TooLittleData, TrainingFailed
 from jobs.lake import Lake
 from jobs.settings import Evaluate, PolicySettings, Settings, Train
+from models import learner
 from models import train as training
 from models.data import Catalogue, DailyCounts, Steps, load_catalogue, version_as_of
 from models.events import until
+from models.learner import fit
 from models.loader import HeldBucket, LateBuckets
 from models.network import Network, item_table, rows_of, view_of
 from models.objective import Batch
 from models.policy import Learnt, Policy, save_policy
 from models.popularity import POPULARITY_FEATURES
-from models.train import TrainingData, fit
+from models.training_data import TrainingData
 from tests.models.learner_cases import EVENT_TYPES, NO_POPULARITY, SMALL, catalogue, network, random_steps, steps, training_data, with_content
 from tests.models.learner_lake import DAYS, D, land, transitions
 
@@ -70,14 +72,14 @@ def test_threads_that_race_change_no_weight() -> None:
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """SIGTERM comes while the learner is at one of its updates."""
-    update, left = training._Learner._update, iter(range(at - 1, -1, -1))
+    update, left = learner._Learner._update, iter(range(at - 1, -1, -1))
 
-    def interrupted(learner: training._Learner, batch: Batch, rate: float) -> dict[str, float]:
+    def interrupted(learner: learner._Learner, batch: Batch, rate: float) -> dict[str, float]:
         if next(left) == 0:
             os.kill(os.getpid(), signal.SIGTERM)
         return update(learner, batch, rate)
 
-    monkeypatch.setattr(training._Learner, "_update", interrupted)
+    monkeypatch.setattr(learner._Learner, "_update", interrupted)
 
 
 @pytest.mark.parametrize("exact_items", [12, 11], ids=["exact", "drawn"])
@@ -108,13 +110,13 @@ def with_validation(log: Steps, items: int) -> TrainingData:
 def watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, dict[str, torch.Tensor]]]:
     """Validation loss and weights of each epoch to come."""
     found: list[tuple[float, dict[str, torch.Tensor]]] = []
-    validate = training._Learner._validate
+    validate = learner._Learner._validate
 
-    def watched(learner: training._Learner, best: Network) -> float:
+    def watched(learner: learner._Learner, best: Network) -> float:
         found.append((validate(learner, best), weights(learner._online)))
         return found[-1][0]
 
-    monkeypatch.setattr(training._Learner, "_validate", watched)
+    monkeypatch.setattr(learner._Learner, "_validate", watched)
     return found
 
 
@@ -151,7 +153,7 @@ def test_the_validation_loss_is_that_of_the_steps_of_its_days() -> None:
             for user in users
         ]
         data = dataclasses.replace(with_validation(steps(histories), 6), counts=DailyCounts.of([]))
-        return training._Learner(network(catalogue(6), seed=1), data, train, CPU)._validation_loss()
+        return learner._Learner(network(catalogue(6), seed=1), data, train, CPU)._validation_loss()
 
     assert loss(0, 1) == pytest.approx((loss(0) + loss(1)) / 2, rel=1e-5)
     assert loss(0, first_reward=5.0) == loss(0) != loss(0, last_reward=0.0)
@@ -266,8 +268,8 @@ def learnt_parts(**changes: Any) -> list[dict[str, float]]:
     """Parts of the loss, batch by batch, of a bandit's training on that log."""
     train, parts = SMALL.model_copy(update={"epochs": 12, "backup": "logged", "supervised": 0.0, "gamma": 0.0, "learning_rate": 5e-3, **changes}), []
     torch.manual_seed(0)
-    made = Network(training.config_of(train, EVENT_TYPES, True), 3, 3)
-    training._Learner(made, training_data(catalogue(3), skewed()), train, CPU).learn(lambda _, part: parts.append(part), lambda: False)
+    made = Network(learner.config_of(train, EVENT_TYPES, True), 3, 3)
+    learner._Learner(made, training_data(catalogue(3), skewed()), train, CPU).learn(lambda _, part: parts.append(part), lambda: False)
     return parts
 
 

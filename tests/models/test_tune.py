@@ -19,9 +19,10 @@ from jobs.lake import Lake
 from jobs.settings import CONFIG_VARIABLE, Settings, Train, load_settings
 from models import tune as tuning
 from models.data import DailyCounts, day_number, load_availability, load_catalogue, load_steps
+from models.learner import fit
 from models.policy import Policy, device_of_choice
 from models.popularity import DecayedCounts
-from models.train import TrainingData, fit
+from models.training_data import TrainingData
 from models.tune import Window, changed, tune
 from tests.models.learner_lake import DAYS, D, land
 
