@@ -138,9 +138,9 @@ def day_number(day: date) -> int:
     return (day - EPOCH).days
 
 
-def noon_of(day: Any) -> Any:
-    """The middle of a day, or of each of some days, in seconds since 1970: when a list made by night is read. Days as in `day_number`."""
-    return day * 86_400 + 43_200
+def noon_of(days: Ints) -> Ints:
+    """The middle of each day, in seconds since 1970: when a list made by night is read. Days as in `day_number`."""
+    return days * 86_400 + 43_200
 
 
 def load_catalogue(lake: Lake, day: date, version: int | None = None) -> Catalogue:

@@ -97,7 +97,7 @@ def nightly(steps: Steps, first_day: int) -> Events:
     rewarded = np.flatnonzero((steps.day >= first_day) & (steps.reward > 0))
     chosen = rewarded[np.unique(users[rewarded], return_index=True)[1]]
     before = np.bincount(users[steps.day < first_day], minlength=len(steps.user_ids))
-    return _events(steps, chosen, steps.offsets[users[chosen]] + before[users[chosen]], noon_of(steps.day[chosen]))
+    return _events(steps, chosen, steps.offsets[users[chosen]] + before[users[chosen]], noon_of(steps.day[chosen].astype(np.int64)))
 
 
 def _events(steps: Steps, chosen: Ints, ends: Ints, times: Ints) -> Events:

@@ -36,12 +36,12 @@ def lists(served: Served, settings: Settings, day: date) -> dict[str, list[Any]]
     """Columns of gold.recommendations. A user with fewer candidates than `score.top_n` gets a shorter list."""
     steps = with_stranger(served.steps, EVERYBODY)
     users = np.append(active_users(served.steps, day, settings.score.active_days), len(steps.user_ids) - 1)
-    tomorrow = noon_of(day_number(day) + 1)
+    tomorrow = noon_of(np.array([day_number(day) + 1]))
     reasons = Reasons(served, steps, settings, day)
     columns: dict[str, list[Any]] = {name: [] for name in ("user_id", "rank", "item_id", "score", "propensity", "reason", "day", "policy_version")}
     for first in range(0, len(users), _BATCH):
         batch = users[first : first + _BATCH]
-        scores = served.ranker.score(steps, batch, steps.offsets[batch + 1], np.full(len(batch), tomorrow))
+        scores = served.ranker.score(steps, batch, steps.offsets[batch + 1], np.broadcast_to(tomorrow, len(batch)))
         allowed = served.candidates(steps, batch, settings.evaluate.repeats)
         for row, user in enumerate(batch.tolist()):
             user_id = steps.user_ids[user]

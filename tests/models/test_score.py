@@ -4,7 +4,7 @@ import io
 import json
 from collections import Counter
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from jobs.settings import Evaluate, Score, Settings
 from models import score as scoring
 from models import train as training
 from models.baselines import Popularity
-from models.data import END_CODES, DailyCounts, day_number, load_availability, load_catalogue, load_steps
+from models.data import END_CODES, DailyCounts, Floats, Ints, Steps, day_number, load_availability, load_catalogue, load_steps
 from models.policy import Policy, save_policy
 from models.recommend import answers
 from models.score import draw_list, generator
@@ -140,6 +140,21 @@ def test_a_list_is_never_filled_up() -> None:
     assert draw_list(scores, np.array([False, True, False, True]), 5, 0.0, generator(D, "u"))[0].tolist() == [3, 1]
     assert draw_list(scores, np.zeros(4, dtype=np.bool_), 5, 0.5, generator(D, "u"))[0].tolist() == []
     assert draw_list(scores, np.array([False, True, False, False]), 5, 0.5, generator(D, "u"))[1].tolist() == [1.0]
+
+
+def test_a_list_is_made_for_the_noon_of_the_next_day(settings: Settings) -> None:
+    """In seconds: noon of 2026-01-07, whoever it is for."""
+    asked = []
+
+    class Watched(Popularity):
+        def score(self, steps: Steps, users: Ints, ends: Ints, now: Ints | None = None) -> Floats:
+            assert now is not None
+            asked.extend(now.tolist())
+            return super().score(steps, users, ends, now)
+
+    log = steps([[{"item": 1, "time": day_number(D) * 86_400}], [{"item": 2, "time": day_number(D) * 86_400 + HOUR}]])
+    scoring.lists(Served("p", Watched(log, 4), catalogue(3), log, 0), settings, D)
+    assert asked == [int(datetime(2026, 1, 7, 12, tzinfo=UTC).timestamp())] * 3  # two users, and everybody
 
 
 def test_histories_are_answered(lake: Lake, settings: Settings) -> None:
