@@ -196,6 +196,9 @@ class Score(_Section):
     top_n: int = Field(20, ge=1)
     active_days: int = Field(30, ge=1, description="users active within this many days get a list")
     exploration: float = Field(0.02, ge=0, lt=1, description="chance, rank by rank, of a uniform draw instead of the best item")
+    as_read: bool = Field(
+        True, description="each place is chosen as if those above it had been answered, where the log tells what was shown in vain; false: top_n times as fast"
+    )
 
 
 class S3(_Section):

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from datetime import date
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from jobs.contracts.landing import EVERYBODY
 from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.steps import find_step
-from models.data import Bools, Floats, Ints, Steps, day_number, noon_of
+from models.data import Bools, Floats, Ints, Ranker, Steps, day_number, noon_of
+from models.policy import Policy
+from models.reading import Reading
 from models.reasons import Reasons
 from models.serving import Served, load_served, with_stranger
 
 _BATCH = 512  # users scored at once
+
+ScoreAfter = Callable[[Ints], Floats]
 
 
 def run(lake: Lake, settings: Settings, day: date) -> None:
@@ -36,25 +43,39 @@ def lists(served: Served, settings: Settings, day: date) -> dict[str, list[Any]]
     """Columns of gold.recommendations. A user with fewer candidates than `score.top_n` gets a shorter list."""
     steps = with_stranger(served.steps, EVERYBODY)
     users = np.append(active_users(served.steps, day, settings.score.active_days), len(steps.user_ids) - 1)
-    tomorrow = noon_of(np.array([day_number(day) + 1]))
+    noon = int(noon_of(np.array([day_number(day) + 1]))[0])
+    reading = Reading.of(steps) if settings.score.as_read and isinstance(served.ranker, Policy) else None
     reasons = Reasons(served, steps, settings, day)
     columns: dict[str, list[Any]] = {name: [] for name in ("user_id", "rank", "item_id", "score", "propensity", "reason", "day", "policy_version")}
     for first in range(0, len(users), _BATCH):
         batch = users[first : first + _BATCH]
-        scores = served.ranker.score(steps, batch, steps.offsets[batch + 1], np.broadcast_to(tomorrow, len(batch)))
         allowed = served.candidates(steps, batch, settings.evaluate.repeats)
+        rngs = [generator(day, steps.user_ids[user]) for user in batch.tolist()]
+        drawn = draw_lists(_scored(served.ranker, steps, batch, noon, reading), allowed, settings.score.top_n, settings.score.exploration, rngs)
         for row, user in enumerate(batch.tolist()):
-            user_id = steps.user_ids[user]
-            items, propensities, drawn = draw_list(scores[row], allowed[row], settings.score.top_n, settings.score.exploration, generator(day, user_id))
-            columns["user_id"] += [user_id] * len(items)
-            columns["rank"] += range(1, len(items) + 1)
-            columns["item_id"] += [served.catalogue.item_ids[item] for item in items.tolist()]
-            columns["score"] += scores[row, items].tolist()
-            columns["propensity"] += propensities.tolist()
-            columns["reason"] += reasons.of(user, items, drawn)
+            own = drawn.of(row)
+            columns["user_id"] += [steps.user_ids[user]] * len(own.items)
+            columns["rank"] += range(1, len(own.items) + 1)
+            columns["item_id"] += [served.catalogue.item_ids[item] for item in own.items.tolist()]
+            columns["score"] += own.scores.tolist()
+            columns["propensity"] += own.propensities.tolist()
+            columns["reason"] += reasons.of(user, own.items, own.by_chance)
     columns["day"] = [day] * len(columns["rank"])
     columns["policy_version"] = [served.version] * len(columns["rank"])
     return columns
+
+
+def _scored(ranker: Ranker, steps: Steps, users: Ints, now: int, reading: Reading | None) -> ScoreAfter:
+    """The scores of the next place of each user's list: by the state after those above it, or, without a reading, always the same."""
+    first = ranker.score(steps, users, steps.offsets[users + 1], np.full(len(users), now))
+
+    def after(items: Ints) -> Floats:
+        if reading is None or items.shape[1] == 0:
+            return first
+        read = reading.after(steps, users, items, now)
+        return ranker.score(read, np.arange(len(users)), read.offsets[1:], np.full(len(users), now + reading.seconds * items.shape[1]))
+
+    return after
 
 
 def active_users(steps: Steps, day: date, active_days: int) -> Ints:
@@ -67,26 +88,37 @@ def generator(day: date, user_id: str) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(hashlib.sha256(f"{day} {user_id}".encode()).digest()[:16], "big"))
 
 
-def draw_list(scores: Floats, allowed: Bools, top_n: int, exploration: float, rng: np.random.Generator) -> tuple[Ints, np.ndarray, Bools]:
+@dataclass(frozen=True)
+class Drawn:
+    """Lists, all [users, places], or [places] of one user; item 0 is none, and there is none after it."""
+
+    items: Ints
+    scores: Floats
+    propensities: NDArray[np.float64]  # of each given the ranks above
+    by_chance: Bools
+
+    def of(self, row: int) -> Drawn:
+        """That of one user, without the places that have no item."""
+        there = self.items[row] > 0
+        return Drawn(*(getattr(self, field.name)[row][there] for field in fields(self)))
+
+
+def draw_lists(score_after: ScoreAfter, allowed: Bools, top_n: int, exploration: float, rngs: Sequence[np.random.Generator]) -> Drawn:
     """Rank by rank the best item that is left, or, with chance `exploration`, any of those left with equal chances.
 
-    `scores` and `allowed` are [items]. Returns items, the probability of each given the ranks above, and whether it was drawn by chance.
+    `score_after` gives the scores [users, items] after the items int64[users, ranks above]; `allowed` is bool[users, items].
     """
-    candidates = np.flatnonzero(allowed)
-    length = min(top_n, len(candidates))
-    order = np.argsort(-scores[candidates], kind="stable")[:length]
-    best = candidates[order].tolist()  # the best item left is always among the first `length`, as fewer than that are taken
-    items: list[int] = []
-    propensities, drawn = np.empty(length), rng.random(length) < exploration
-    taken: set[int] = set()
-    for rank in range(length):
-        leader = next(item for item in best if item not in taken)
-        chosen = leader
-        if drawn[rank]:
-            chosen = int(rng.choice(candidates))
-            while chosen in taken:
-                chosen = int(rng.choice(candidates))
-        propensities[rank] = (1 - exploration) * (chosen == leader) + exploration / (len(candidates) - rank)
-        items.append(chosen)
-        taken.add(chosen)
-    return np.array(items, dtype=np.int64), propensities, drawn
+    left, count = allowed.copy(), allowed.sum(1)
+    shape = (len(allowed), min(top_n, int(count.max(initial=0))))
+    drawn = Drawn(np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32), np.zeros(shape), np.zeros(shape, dtype=np.bool_))
+    for rank in range(shape[1]):
+        scores = score_after(drawn.items[:, :rank])
+        leaders = np.where(left, scores, -np.inf).argmax(1)
+        for row in np.flatnonzero(count > rank).tolist():
+            item = leader = int(leaders[row])
+            if by_chance := bool(rngs[row].random() < exploration):
+                item = int(rngs[row].choice(np.flatnonzero(left[row])))
+            drawn.items[row, rank], drawn.scores[row, rank], drawn.by_chance[row, rank] = item, scores[row, item], by_chance
+            drawn.propensities[row, rank] = (1 - exploration) * (item == leader) + exploration / (count[row] - rank)
+            left[row, item] = False
+    return drawn

@@ -95,7 +95,7 @@ _RECOMMENDATION = (
     _required("user_id", "string", "whom to show it; `*` = somebody with no history"),
     _required("rank", "int", "place in the list, from 1"),
     _required("item_id", "string", "what to show"),
-    _required("score", "double", "ranking score; comparable within one list only"),
+    _required("score", "double", "ranking score in the state of its place, which with score.as_read is another one at each: it orders nothing"),
     _required("propensity", "double", "probability with which this item was chosen for this rank, given the ranks above"),
     _required("reason", "string", "why, for a person to read"),
     _required("day", "date", "data day; the list is for the day after"),

@@ -19,8 +19,9 @@ from models import train as training
 from models.baselines import Popularity
 from models.data import END_CODES, DailyCounts, Floats, Ints, Steps, day_number, load_availability, load_catalogue, load_steps
 from models.policy import Policy, save_policy
+from models.reading import Reading
 from models.recommend import answers
-from models.score import draw_list, generator
+from models.score import draw_lists, generator
 from models.serving import Served
 from tests.models.learner_cases import EVENT_TYPES, HOUR, NO_POPULARITY, SMALL, catalogue, network, random_steps, steps
 from tests.models.learner_lake import D, land
@@ -66,7 +67,7 @@ def test_what_is_read_from_the_lake(lake: Lake, settings: Settings) -> None:
 
 
 def test_the_lists_of_a_night(lake: Lake, settings: Settings) -> None:
-    settings = settings.model_copy(update={"train": SMALL, "score": Score(top_n=3, exploration=0.0)})
+    settings = settings.model_copy(update={"train": SMALL, "score": Score(top_n=3, exploration=0.0, as_read=False)})
     serve(lake, trained(lake, settings))
     scoring.run(lake, settings, D)
     found = lists_of(lake)
@@ -83,6 +84,9 @@ def test_the_lists_of_a_night(lake: Lake, settings: Settings) -> None:
         for row in again:
             back = int(str(row["item_id"])[1:]) - user
             assert row["reason"] == f"again: met {'today' if back == 0 else '1 day ago' if back == 1 else f'{back} days ago'}"
+    settings = settings.model_copy(update={"score": Score(top_n=3, exploration=0.0)})
+    scoring.run(lake, settings, D)
+    assert {user: rows[0]["item_id"] for user, rows in lists_of(lake).items()} == {user: rows[0]["item_id"] for user, rows in found.items()}
     before = lake.read("gold.recommendations").sort_by([("user_id", "ascending"), ("rank", "ascending")])
     scoring.run(lake, settings, D)
     assert lake.read("gold.recommendations").sort_by([("user_id", "ascending"), ("rank", "ascending")]).equals(before)
@@ -122,10 +126,10 @@ def test_propensities_are_the_chances_of_what_is_drawn() -> None:
     stated: dict[tuple[int, ...], list[float]] = {}
     rng = np.random.default_rng(0)
     for _ in range(draws):
-        items, propensities, _ = draw_list(scores, allowed, 2, 0.4, rng)
-        pair = tuple(items.tolist())
+        drawn = draw_lists(lambda _: scores[None], allowed[None], 2, 0.4, [rng]).of(0)
+        pair = tuple(drawn.items.tolist())
         seen[pair] += 1
-        assert stated.setdefault(pair, propensities.tolist()) == propensities.tolist()
+        assert stated.setdefault(pair, drawn.propensities.tolist()) == drawn.propensities.tolist()
     assert stated[2, 3] == pytest.approx([0.6 + 0.4 / 4, 0.6 + 0.4 / 3])
     assert stated[1, 2] == pytest.approx([0.4 / 4, 0.6 + 0.4 / 3])
     assert len(stated) == 12
@@ -136,10 +140,42 @@ def test_propensities_are_the_chances_of_what_is_drawn() -> None:
 
 
 def test_a_list_is_never_filled_up() -> None:
-    scores = np.arange(4, dtype=np.float32)
-    assert draw_list(scores, np.array([False, True, False, True]), 5, 0.0, generator(D, "u"))[0].tolist() == [3, 1]
-    assert draw_list(scores, np.zeros(4, dtype=np.bool_), 5, 0.5, generator(D, "u"))[0].tolist() == []
-    assert draw_list(scores, np.array([False, True, False, False]), 5, 0.5, generator(D, "u"))[1].tolist() == [1.0]
+    """Three users with two candidates, none and one."""
+    scores, allowed = np.tile(np.arange(4, dtype=np.float32), (3, 1)), np.array([[0, 1, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]], dtype=np.bool_)
+    drawn = draw_lists(lambda _: scores, allowed, 5, 0.5, [generator(D, name) for name in "uvw"])
+    assert [sorted(drawn.of(row).items.tolist()) for row in range(3)] == [[1, 3], [], [1]]
+    assert drawn.of(2).propensities.tolist() == [1.0]
+    assert draw_lists(lambda _: scores, allowed, 5, 0.0, [generator(D, "u")] * 3).of(0).items.tolist() == [3, 1]
+    assert draw_lists(lambda _: scores[:, :], np.zeros_like(allowed), 5, 0.0, [generator(D, "u")] * 3).of(0).items.tolist() == []
+
+
+def test_each_place_is_chosen_after_those_above_it() -> None:
+    """A ranker that seeks what lies one above the last item of the list: 2 first, then 3, 4 and 5, which is not allowed, so 1."""
+
+    def score_after(items: Ints) -> Floats:
+        sought = items[0, -1] + 1 if items.shape[1] else 2
+        return (-np.abs(np.arange(6) - sought - 0.1)).astype(np.float32)[None]
+
+    allowed = np.array([[False, True, True, True, True, False]])
+    drawn = draw_lists(score_after, allowed, 5, 0.0, [generator(D, "u")]).of(0)
+    assert drawn.items.tolist() == [2, 3, 4, 1]
+    assert drawn.scores.tolist() == pytest.approx([-0.1, -0.1, -0.1, -4.1])
+
+
+def test_a_list_is_read_as_the_log_is() -> None:
+    """Impressions 60 and 100 seconds apart, two clicks and a purchase among five; after that, u1's items 3 and 4 as clicked ones from noon on."""
+    rows = [{"item": 1, "time": 0, "response": 2, "reward": 1}, {"item": 2, "time": 60}, {"item": 3, "time": 160, "response": 3, "reward": 5}]
+    log = steps([rows, [{"item": 4, "time": 0, "response": 2, "reward": 1}, {"item": 5, "time": 100}]])
+    reading = Reading.of(log)
+    assert reading == Reading(event=1, response=2, seconds=100)
+    read = reading.after(log, np.array([1, 0]), np.array([[3, 4], [5, 6]]), now=43_200)
+    assert (read.user_ids, read.offsets.tolist()) == (("u001", "u000"), [0, 4, 9])
+    assert read.item.tolist() == [4, 5, 3, 4, 1, 2, 3, 5, 6]
+    assert read.time.tolist() == [0, 100, 43_200, 43_300, 0, 60, 160, 43_200, 43_300]
+    assert read.response.tolist() == [2, 0, 2, 2, 2, 0, 3, 2, 2]
+    assert read.event.tolist() == [1] * 9
+    assert Reading.of(replace(log, reward=np.ones(5, dtype=np.float32))) is None  # of interactions alone
+    assert Reading.of(steps([])) is None
 
 
 def test_a_list_is_made_for_the_noon_of_the_next_day(settings: Settings) -> None:

@@ -1,0 +1,49 @@
+"""What a list does to whoever reads it: the state in which each place is chosen is that after those above it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+from models.data import DailyCounts, Ints, Steps
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a list is imagined to be read, from the top: each item is shown by the commonest event and gets the commonest answer, one after the other."""
+
+    event: int  # as in Steps
+    response: int
+    seconds: int  # from one to the next, the median within episodes
+
+    @classmethod
+    def of(cls, steps: Steps) -> Reading | None:
+        """As the steps of a log are; None where it does not tell what was shown in vain, so that a step is no place of a list."""
+        if not DailyCounts.of([steps]).has_refusals or not steps.response.any():
+            return None
+        within = np.setdiff1d(np.flatnonzero(~steps.first), steps.offsets)
+        waits = steps.time[within] - steps.time[within - 1]
+        return cls(int(np.bincount(steps.event).argmax()), int(np.bincount(steps.response)[1:].argmax()) + 1, int(np.median(waits)) if len(waits) else 0)
+
+    def after(self, steps: Steps, users: Ints, items: Ints, now: int) -> Steps:
+        """The steps of these users alone, each with its `items` int64[users, places] read from the moment `now` on."""
+        places = items.shape[1]
+        begins, ends = steps.offsets[users], steps.offsets[users + 1]
+        read = {
+            "item": items,
+            "event": self.event,
+            "response": self.response,
+            "time": now + self.seconds * np.arange(places),
+            "propensity": np.nan,
+            "day": now // 86_400,
+        }
+        own = [np.arange(begin, end) for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
+        further = len(steps) + np.arange(items.size).reshape(items.shape)
+        order = np.concatenate([np.concatenate(pair) for pair in zip(own, further, strict=True)])
+        columns = {}
+        for name in (field.name for field in fields(Steps) if field.name not in ("user_ids", "offsets")):
+            values = getattr(steps, name)
+            columns[name] = np.append(values, np.broadcast_to(np.asarray(read.get(name, 0)).astype(values.dtype), items.shape).ravel())[order]
+        offsets = np.concatenate([[0], np.cumsum(ends - begins + places)])
+        return replace(steps, user_ids=tuple(steps.user_ids[user] for user in users.tolist()), offsets=offsets, **columns)
