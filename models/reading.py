@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class Reading:
         """The steps of these users alone, each with its `items` int64[users, places] read from the moment `now` on."""
         places = items.shape[1]
         begins, ends = steps.offsets[users], steps.offsets[users + 1]
-        read = {
+        read: dict[str, Any] = {
             "item": items,
             "event": self.event,
             "response": self.response,
@@ -38,12 +39,14 @@ class Reading:
             "propensity": np.nan,
             "day": now // 86_400,
         }
-        own = [np.arange(begin, end) for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
-        further = len(steps) + np.arange(items.size).reshape(items.shape)
-        order = np.concatenate([np.concatenate(pair) for pair in zip(own, further, strict=True)])
+        lengths = ends - begins
+        own = np.arange(lengths.sum()) + np.repeat(begins - (np.cumsum(lengths) - lengths), lengths)
+        is_read = np.repeat(np.tile([False, True], len(users)), np.column_stack([lengths, np.full(len(users), places)]).ravel())
         columns = {}
         for name in (field.name for field in fields(Steps) if field.name not in ("user_ids", "offsets")):
             values = getattr(steps, name)
-            columns[name] = np.append(values, np.broadcast_to(np.asarray(read.get(name, 0)).astype(values.dtype), items.shape).ravel())[order]
-        offsets = np.concatenate([[0], np.cumsum(ends - begins + places)])
+            columns[name] = np.empty(len(is_read), dtype=values.dtype)
+            columns[name][~is_read] = values[own]
+            columns[name][is_read] = np.broadcast_to(read.get(name, 0), items.shape).ravel()
+        offsets = np.concatenate([[0], np.cumsum(lengths + places)])
         return replace(steps, user_ids=tuple(steps.user_ids[user] for user in users.tolist()), offsets=offsets, **columns)
