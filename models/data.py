@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import date
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,12 +24,14 @@ from models.vectors import vectors_by_name
 
 END_CODES = {end: code for code, end in enumerate(ENDS, start=1)}
 EPOCH = date(1970, 1, 1)
+DAY_SECONDS = 86_400
 _INTERACTIONS_ALONE = 0.9  # share of the steps that are rewarded
 _COLUMNS = ("user_id", "event_time", "step", "item", "event_type", "response", "reward", "first", "end", "propensity")
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
+_Days = TypeVar("_Days", int, Ints)
 
 
 @dataclass(frozen=True)
@@ -138,9 +140,9 @@ def day_number(day: date) -> int:
     return (day - EPOCH).days
 
 
-def noon_of(days: Ints) -> Ints:
-    """The middle of each day, in seconds since 1970: when a list made by night is read. Days as in `day_number`."""
-    return days * 86_400 + 43_200
+def noon_of(day: _Days) -> _Days:
+    """The middle of a day, or of each of some, in seconds since 1970: when a list made by night is read. Days as in `day_number`."""
+    return day * DAY_SECONDS + DAY_SECONDS // 2
 
 
 def load_catalogue(lake: Lake, day: date, version: int | None = None) -> Catalogue:

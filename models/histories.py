@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from models.data import Bools, Floats, Ints, Steps
+from models.data import DAY_SECONDS, Bools, Floats, Ints, Steps
 
 
 def steps_of(histories: Sequence[Sequence[Mapping[str, Any]]], items: Mapping[str, int], event_types: Sequence[str]) -> Steps:
@@ -32,7 +32,7 @@ def steps_of(histories: Sequence[Sequence[Mapping[str, Any]]], items: Mapping[st
         end=np.zeros(count, dtype=np.int8),
         propensity=np.full(count, np.nan, dtype=np.float32),
         candidates=np.zeros(count, dtype=np.int32),
-        day=(time // 86_400).astype(np.int32),
+        day=(time // DAY_SECONDS).astype(np.int32),
     )
 
 

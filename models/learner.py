@@ -328,9 +328,7 @@ class _Learner:
 
     def _looked_at(self, batch: Batch) -> tuple[Part, Batch]:
         """All items; of a large catalogue those of the batch's rows, its candidates and some drawn ones, and the batch in their numbers."""
-        sets, number = torch.unique(torch.cat([torch.zeros(1, dtype=torch.int64), batch.candidates.cpu().flatten()]), return_inverse=True)
-        listed = torch.from_numpy(self._data.sets.listed(sets.numpy())) if len(sets) > 1 else None
-        batch = replace(batch, candidates=number[1:].view_as(batch.candidates).to(self._device))
+        listed, batch = self._listed(batch)
         if self._by_row is None:
             return self._whole if listed is None else replace(self._whole, listed=listed.to(self._device)), batch
         drawn, shape = self._proposal.draw(self._train.negatives), batch.rows.item.shape
@@ -344,6 +342,16 @@ class _Learner:
         counted = replace(batch, rows=rows, action=torch.where(batch.acts, rows.item.roll(-1, 1), 0))
         placed = rest[0].view(listed.shape) if listed is not None else None
         return Part(self._table.of(items), popularity, eligible, Drawn(drawn_place, drawn.offset.to(self._device)), placed), counted
+
+    def _listed(self, batch: Batch) -> tuple[Tensor | None, Batch]:
+        """`Part.listed`, in the items of the training data, and the batch with its sets counted so; None where it tells of none."""
+        if not len(self._data.sets):
+            return None, batch
+        sets, number = torch.unique(torch.cat([torch.zeros(1, dtype=torch.int64), batch.candidates.cpu().flatten()]), return_inverse=True)
+        if len(sets) == 1:
+            return None, batch
+        counted = replace(batch, candidates=number[1:].view_as(batch.candidates).to(self._device))
+        return torch.from_numpy(self._data.sets.listed(sets.numpy())), counted
 
     def _kept(self, batch: Batch) -> str:
         """Keep a batch that went wrong, for whoever looks for the reason; say where."""

@@ -20,11 +20,9 @@ from jobs.contracts.errors import TooLittleData
 from jobs.lake import Lake
 from jobs.storage import S3Path
 from models.candidates import CandidateSets
-from models.data import Ints, Steps, read_steps
+from models.data import DAY_SECONDS, Ints, Steps, read_steps
 from models.events import since
 from models.shards import Shard
-
-_DAY = 86_400  # seconds
 
 
 @dataclass(frozen=True)
@@ -253,7 +251,7 @@ def pack(steps: Steps, context: int, length: int, rng: np.random.Generator) -> P
 def _waits(steps: Steps) -> NDArray[np.int32]:
     """Seconds from each step to the user's next one, or, from the last one, to the end of the last day."""
     following = np.roll(steps.time, -1)
-    following[steps.offsets[1:][np.diff(steps.offsets) > 0] - 1] = (int(steps.day.max(initial=0)) + 1) * _DAY
+    following[steps.offsets[1:][np.diff(steps.offsets) > 0] - 1] = (int(steps.day.max(initial=0)) + 1) * DAY_SECONDS
     longest = np.iinfo(np.int32).max
     waits: NDArray[np.int32] = np.clip(following - steps.time, 0, longest).astype(np.int32)
     return waits

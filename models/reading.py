@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from models.data import DailyCounts, Ints, Steps
+from models.data import DAY_SECONDS, DailyCounts, Ints, Steps
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Reading:
             "response": self.response,
             "time": now + self.seconds * np.arange(places),
             "propensity": np.nan,
-            "day": now // 86_400,
+            "day": now // DAY_SECONDS,
         }
         lengths = ends - begins
         own = np.arange(lengths.sum()) + np.repeat(begins - (np.cumsum(lengths) - lengths), lengths)

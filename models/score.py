@@ -43,7 +43,7 @@ def lists(served: Served, settings: Settings, day: date) -> dict[str, list[Any]]
     """Columns of gold.recommendations. A user with fewer candidates than `score.top_n` gets a shorter list."""
     steps = with_stranger(served.steps, EVERYBODY)
     users = np.append(active_users(served.steps, day, settings.score.active_days), len(steps.user_ids) - 1)
-    noon = int(noon_of(np.array([day_number(day) + 1]))[0])
+    noon = noon_of(day_number(day) + 1)
     reading = Reading.of(steps) if settings.score.as_read and isinstance(served.ranker, Policy) else None
     reasons = Reasons(served, steps, settings, day)
     columns: dict[str, list[Any]] = {name: [] for name in ("user_id", "rank", "item_id", "score", "propensity", "reason", "day", "policy_version")}
@@ -89,7 +89,7 @@ def generator(day: date, user_id: str) -> np.random.Generator:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Lists:
     """Lists, all [users, places], or [places] of one user; item 0 is none, and there is none after it."""
 
     items: Ints
@@ -97,20 +97,20 @@ class Drawn:
     propensities: NDArray[np.float64]  # of each given the ranks above
     by_chance: Bools
 
-    def of(self, row: int) -> Drawn:
+    def of(self, row: int) -> Lists:
         """That of one user, without the places that have no item."""
         there = self.items[row] > 0
-        return Drawn(*(getattr(self, field.name)[row][there] for field in fields(self)))
+        return Lists(*(getattr(self, field.name)[row][there] for field in fields(self)))
 
 
-def draw_lists(score_after: ScoreAfter, allowed: Bools, top_n: int, exploration: float, rngs: Sequence[np.random.Generator]) -> Drawn:
+def draw_lists(score_after: ScoreAfter, allowed: Bools, top_n: int, exploration: float, rngs: Sequence[np.random.Generator]) -> Lists:
     """Rank by rank the best item that is left, or, with chance `exploration`, any of those left with equal chances.
 
     `score_after` gives the scores [users, items] after the items int64[users, ranks above]; `allowed` is bool[users, items].
     """
     left, count = allowed.copy(), allowed.sum(1)
     shape = (len(allowed), min(top_n, int(count.max(initial=0))))
-    drawn = Drawn(np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32), np.zeros(shape), np.zeros(shape, dtype=np.bool_))
+    drawn = Lists(np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32), np.zeros(shape), np.zeros(shape, dtype=np.bool_))
     for rank in range(shape[1]):
         scores = score_after(drawn.items[:, :rank])
         leaders = np.where(left, scores, -np.inf).argmax(1)

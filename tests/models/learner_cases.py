@@ -13,6 +13,7 @@ from jobs.settings import Train
 from models.data import END_CODES, Catalogue, DailyCounts, Steps
 from models.loader import HeldBucket
 from models.network import Network, NetworkConfig, network_over
+from models.objective import Batch, Loss, Part, batch_loss
 from models.popularity import POPULARITY_FEATURES
 from models.training_data import TrainingData
 
@@ -92,6 +93,22 @@ def network(items: Catalogue, repeats: bool = True, seed: int = 0, **changes: An
         for parameter in made.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     return made.eval()
+
+
+def loss_and_gradients(online: Network, target: Network, part: Part, batch: Batch, train: Train) -> tuple[Loss, dict[str, torch.Tensor | None]]:
+    """The loss of a batch, and its gradients by parameter of the online net."""
+    loss = batch_loss(online.eval(), target, part, batch, train.each(True))
+    loss.total.backward()  # type: ignore[no-untyped-call]
+    return loss, {name: parameter.grad for name, parameter in online.named_parameters()}
+
+
+def assert_same(one: tuple[Loss, dict[str, torch.Tensor | None]], other: tuple[Loss, dict[str, torch.Tensor | None]]) -> None:
+    """Two answers of `loss_and_gradients` are the same, to what float32 can hold."""
+    (loss, gradients), (found, others) = one, other
+    torch.testing.assert_close(found.total, loss.total, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.parts, loss.parts, atol=1e-5, rtol=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, atol=1e-5, rtol=1e-4)
 
 
 def random_steps(users: int, length: int, items: int, seed: int) -> Steps:

@@ -15,9 +15,9 @@ from models.candidates import CandidateSets
 from models.data import load_catalogue, version_as_of
 from models.loader import Loader, Packing, Position, pack
 from models.losses import Drawn
-from models.objective import batch_loss, batch_of
+from models.objective import batch_of
 from models.training_data import TrainingData
-from tests.models.learner_cases import SMALL, catalogue, network, random_steps, training_data
+from tests.models.learner_cases import SMALL, assert_same, catalogue, loss_and_gradients, network, random_steps, training_data
 from tests.models.learner_lake import DAYS, D, land, transitions
 
 CPU = torch.device("cpu")
@@ -88,11 +88,5 @@ def test_a_set_of_all_items_is_no_set(backup: str, exact_items: int) -> None:
         if part.drawn:
             assert len(part.table.ids) == 10
             part = dataclasses.replace(part, drawn=Drawn(torch.arange(1, 10), torch.zeros(9)))
-        loss = batch_loss(online.eval(), network(items, seed=2), part, batch, train.each(True))
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        found.append((loss, {name: parameter.grad for name, parameter in online.named_parameters()}))
-    (one, gradients), (other, others) = found
-    torch.testing.assert_close(other.total, one.total, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(other.parts, one.parts, atol=1e-5, rtol=1e-5)
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(others[name], gradient, atol=1e-5, rtol=1e-4)
+        found.append(loss_and_gradients(online, network(items, seed=2), part, batch, train))
+    assert_same(*found)

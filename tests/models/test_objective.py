@@ -11,7 +11,7 @@ from models import learner as training
 from models.loader import pack
 from models.losses import Drawn
 from models.objective import Loss, batch_loss, batch_of
-from tests.models.learner_cases import HOUR, SMALL, catalogue, network, random_steps, steps, training_data, with_content
+from tests.models.learner_cases import HOUR, SMALL, assert_same, catalogue, loss_and_gradients, network, random_steps, steps, training_data, with_content
 
 CPU = torch.device("cpu")
 
@@ -44,14 +44,8 @@ def test_a_part_of_the_catalogue_that_holds_all_of_it_gives_the_same_loss_and_gr
             part, counted = learner._looked_at(batch)
             assert len(part.table.ids) == 10
             part = dataclasses.replace(part, drawn=Drawn(torch.arange(1, 10), torch.zeros(9)))
-        loss = batch_loss(online.eval(), network(items, seed=2), part, counted, train.each(True))
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        found.append((loss, {name: parameter.grad for name, parameter in online.named_parameters()}))
-    (exact, gradients), (drawn, others) = found
-    torch.testing.assert_close(drawn.total, exact.total, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(drawn.parts, exact.parts, atol=1e-5, rtol=1e-5)
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(others[name], gradient, atol=1e-5, rtol=1e-4)
+        found.append(loss_and_gradients(online, network(items, seed=2), part, counted, train))
+    assert_same(*found)
 
 
 def test_an_immature_step_has_no_td_error() -> None:
