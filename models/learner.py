@@ -71,7 +71,7 @@ def fit(
     """
     config = config_of(train, event_types, repeats)
     policies = train.each(data.counts.has_refusals)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _reproducible(device), _term_asked(draft) as is_asked_to_end:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _arithmetic_of(device), _term_asked(draft) as is_asked_to_end:
         torch.manual_seed(train.seed)
         network = network_over(data.catalogue, config).to(device)
         if train.warm_epochs and learnt and learnt.network.config == replace(config, policies=1):
@@ -110,18 +110,24 @@ def config_of(train: Train, event_types: tuple[str, ...], repeats: bool) -> Netw
 
 
 @contextmanager
-def _reproducible(device: torch.device) -> Iterator[None]:
-    """On a CPU, sums in an order that does not depend on which thread comes first, as those of gradients of indexed tensors do otherwise."""
+def _arithmetic_of(device: torch.device) -> Iterator[None]:
+    """On a CPU, sums in an order that does not depend on which thread comes first, as those of gradients of indexed tensors do otherwise.
+
+    On a GPU, products of matrices by its units for them, which round the factors to 11 bits.
+    """
     net: Any = torch.utils.deterministic  # its switch is a property that mypy can't see
-    before, filled = torch.are_deterministic_algorithms_enabled(), net.fill_uninitialized_memory
+    before, filled, precision = torch.are_deterministic_algorithms_enabled(), net.fill_uninitialized_memory, torch.get_float32_matmul_precision()
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
         net.fill_uninitialized_memory = False  # it would cost a pass over every new tensor
+    else:
+        torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
         net.fill_uninitialized_memory = filled
+        torch.set_float32_matmul_precision(precision)
 
 
 @contextmanager
@@ -147,6 +153,9 @@ class _Learner:
 
     def __init__(self, network: Network, data: TrainingData, train: Train, device: torch.device, draft: Location | None = None, ranks: Ranks = ALONE) -> None:
         self._online, self._target = network.train(), copy.deepcopy(network).eval()
+        for module in self._target.modules():
+            if isinstance(module, nn.RNNBase):
+                module.flatten_parameters()  # a copy's lie apart, and a GPU would collect them each time
         self._data, self._train, self._device, self._draft, self._ranks = data, train, device, draft, ranks
         self._policies = train.each(data.counts.has_refusals)
         self._table = item_table(data.catalogue.item_ids, data.catalogue.categories, data.catalogue, device)
@@ -282,7 +291,7 @@ class _Learner:
         gradients = [tensor.grad for tensor in moved if tensor.grad is not None]
         told = {"loss": loss.total.detach(), **loss.parts}
         self._ranks.average([*gradients, *told.values()], loss.steps)
-        parts = {name: float(value) for name, value in told.items()}
+        parts = dict(zip(told, torch.stack([*told.values()]).tolist(), strict=True))
         if not math.isfinite(parts["loss"]):
             raise TrainingFailed(
                 f"The loss became {parts['loss']}{self._kept(batch)}: lower train.learning_rate (now {self._train.learning_rate}), or the size of the rewards."
@@ -293,8 +302,7 @@ class _Learner:
         if self._by_row:
             self._by_row.step(rows, (gradients[-2], gradients[-1]), _ROW_RATE * rate)
         with torch.no_grad():
-            for target, online in self._pairs:
-                target.lerp_(online, self._train.target_rate)
+            torch._foreach_lerp_([target for target, _ in self._pairs], [online for _, online in self._pairs], self._train.target_rate)
             if self._by_row:  # of a large table only the rows that were moved
                 for table, other in ((self._target.item_vector, self._online.item_vector), (self._target.item_bias, self._online.item_bias)):
                     table.weight[rows] = table.weight[rows].lerp(other.weight[rows], self._train.target_rate)

@@ -52,6 +52,10 @@ class Packed:
     def __getitem__(self, rows: slice) -> Packed:
         return Packed(*(getattr(self, field.name)[rows] for field in fields(self)))
 
+    def pin_memory(self) -> Packed:
+        """The same in memory that a GPU reads from by itself, as DataLoader asks for."""
+        return Packed(*(getattr(self, field.name).pin_memory() for field in fields(self)))
+
     @classmethod
     def of_nobody(cls, length: int, day: int) -> Packed:
         """A row with a window of no step on a day: nothing is learnt from it."""
@@ -184,6 +188,7 @@ class Loader:
                 _PackedBuckets(self._buckets, places, self._packing, self._seed, epoch),
                 batch_size=None,
                 num_workers=self._workers,
+                pin_memory=self._workers > 0 and torch.cuda.is_available(),
                 prefetch_factor=1 if self._workers else None,
                 generator=torch.Generator(),  # else it would draw from the global one
                 # AWS's client does not survive a fork.

@@ -13,7 +13,7 @@ from torch.nn.functional import embedding, pad
 from models.data import END_CODES
 from models.network import ItemTable, ItemVectors, Rows, States
 
-_CHUNK_SCORES = 4_000_000  # scores held at once
+_CHUNK_SCORES = {"cpu": 4_000_000, "cuda": 32_000_000}  # scores held at once: what stays in a cache; what keeps a GPU busy
 
 
 def by_category(step_category: Tensor, kin: Tensor, categories: int) -> Tensor:
@@ -56,12 +56,17 @@ def chosen_score(head: Head, action: Tensor) -> Tensor:
     """z of one item a state: [states], for int64[states] items."""
     met = (head.met_item == action[:, None]) & (action > 0)[:, None]
     return (
-        (head.query * head.keys[action]).sum(1)
-        + head.bias[action]
+        (head.query * _taken(head.keys, action)).sum(1)
+        + _taken(head.bias, action)
         + (head.weights * head.popularity[head.day, action]).sum(1)
         + head.kin.gather(1, head.leaf[action][:, None]).squeeze(1)
         + torch.where(met, head.meeting, 0.0).sum(1)
     )
+
+
+def _taken(values: Tensor, items: Tensor) -> Tensor:
+    """What [items] or [items, dim] holds of some items; item 0, which is none, gets no gradient, whose sum over so many would take a GPU long."""
+    return embedding(items, values, padding_idx=0) if values.dim() > 1 else embedding(items, values[:, None], padding_idx=0).squeeze(-1)
 
 
 def catalogue_logsumexp(head: Head, eligible: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -80,7 +85,7 @@ def listed_logsumexp(head: Head, listed: Tensor, action: Tensor, weight: Tensor)
     """As `catalogue_logsumexp`, over the items `listed` int64[states, candidates] for each state (0 = none) and its `action` int64[states]."""
     listed = torch.cat([listed, torch.where((listed == action[:, None]).any(1), 0, action)[:, None]], dim=1)
     met = head.met_item[:, :, None] == listed[:, None, :]
-    z = torch.bmm(head.keys[listed], head.query[:, :, None]).squeeze(2) + head.bias[listed] + head.kin.gather(1, head.leaf[listed])
+    z = torch.bmm(_taken(head.keys, listed), head.query[:, :, None]).squeeze(2) + _taken(head.bias, listed) + head.kin.gather(1, head.leaf[listed])
     z = z + torch.bmm(head.popularity[head.day[:, None], listed], head.weights[:, :, None]).squeeze(2)
     z = (z + torch.where(met, head.meeting[:, :, None], 0.0).sum(1)).masked_fill(listed == 0, -torch.inf)
     highest, at = z.max(1)
@@ -130,7 +135,7 @@ def drawn_logsumexp(head: Head, content: Tensor, eligible: Tensor, drawn: Drawn,
 def _met_scores(head: Head, content: Tensor) -> Tensor:
     """z of the items met in each state: [states, met]."""
     items = head.met_item
-    scores = content + head.bias[items] + head.meeting
+    scores = content + _taken(head.bias, items) + head.meeting
     return scores + head.kin.gather(1, head.leaf[items]) + (head.popularity[head.day[:, None], items] * head.weights[:, None]).sum(2)
 
 
@@ -220,9 +225,11 @@ class _CatalogueLogsumexp(torch.autograd.Function):
         lse, best = torch.zeros_like(weight), torch.zeros_like(day)
         gradients = [torch.zeros_like(tensor) for tensor in (query, keys, bias, weights, kin, meeting)]
         grad_query, grad_keys, grad_bias, grad_weights, grad_kin, grad_meeting = gradients
+        has_kin = kin.shape[1] > 1
         for rows, days in _chunks(day, len(keys)):
             scores = torch.addmm(bias, query[rows], keys.T)
-            scores += kin[rows].index_select(1, leaf)
+            if has_kin:
+                scores += kin[rows].index_select(1, leaf)
             scores.scatter_add_(1, met_item[rows], meeting[rows])
             todays, chunk_weights = weights[rows], torch.empty_like(weights[rows])
             for today, begin, end in days:
@@ -241,7 +248,8 @@ class _CatalogueLogsumexp(torch.autograd.Function):
             for today, begin, end in days:
                 torch.mm(scores[begin:end], popularity[today], out=chunk_weights[begin:end])
             grad_weights[rows] = chunk_weights
-            grad_kin[rows] = torch.zeros_like(kin[rows]).index_add_(1, leaf, scores)
+            if has_kin:
+                grad_kin[rows] = torch.zeros_like(kin[rows]).index_add_(1, leaf, scores)
             grad_meeting[rows] = scores.gather(1, met_item[rows])
         context.save_for_backward(*gradients)
         context.mark_non_differentiable(lse, best)
@@ -255,8 +263,11 @@ class _CatalogueLogsumexp(torch.autograd.Function):
 
 def _chunks(day: Tensor, items: int) -> Iterator[tuple[Tensor, list[tuple[int, int, int]]]]:
     """Indices of the states in the order of their days, as many at once as may be held; and of each day among them: day, begin, end."""
-    for rows in torch.split(torch.argsort(day, stable=True), max(1, _CHUNK_SCORES // items)):
-        yield rows, _days(day[rows])
+    order, size = torch.argsort(day, stable=True), max(1, _CHUNK_SCORES[day.device.type] // items)
+    days = _days(day[order])
+    for place, rows in enumerate(torch.split(order, size)):
+        first, last = place * size, place * size + len(rows)
+        yield rows, [(today, max(begin, first) - first, min(end, last) - first) for today, begin, end in days if begin < last and end > first]
 
 
 def _days(day: Tensor) -> list[tuple[int, int, int]]:
@@ -309,11 +320,13 @@ def lambda_returns(reward: Tensor, end: Tensor, acts: Tensor, elapsed: Tensor, v
     immature, terminated = end == END_CODES["immature"], end == END_CODES["terminated"]
     goes_on = (pad(acts[:, 1:] & ~immature[:, 1:], (0, 1)) & (end == 0))[:, :, None]
     after = pad(values[:, 1:], (0, 0, 0, 1)).masked_fill(terminated[:, :, None], 0.0)
-    discount, reward = values.new_tensor(gammas) ** elapsed[:, :, None], reward[:, :, None]
-    running = reward[:, -1].expand_as(values[:, -1])
-    found = [running]
-    for place in range(reward.shape[1] - 2, -1, -1):
-        mixed = torch.where(goes_on[:, place], torch.lerp(after[:, place], running, mixing), after[:, place])
-        running = reward[:, place] + discount[:, place] * mixed
-        found.append(running)
-    return torch.stack(found[::-1], dim=1), acts & ~immature
+    discount = values.new_tensor(gammas) ** elapsed[:, :, None]
+    # G_t = known_t + share_t · G_{t+1}, all at once: each round lets it see twice as many steps ahead (Blelloch 1990, Prefix sums and their applications).
+    share = torch.where(goes_on, mixing * discount, 0.0)
+    known = reward[:, :, None] + (discount - share) * after
+    ahead = 1
+    while mixing and ahead < reward.shape[1]:
+        known = torch.addcmul(known, share, pad(known[:, ahead:], (0, 0, 0, ahead)))
+        share = share * pad(share[:, ahead:], (0, 0, 0, ahead))
+        ahead *= 2
+    return known, acts & ~immature

@@ -20,7 +20,7 @@ from models.learner import fit
 from models.loader import HeldBucket, LateBuckets
 from models.network import Network, item_table, rows_of, view_of
 from models.objective import Batch
-from models.policy import Learnt, Policy, save_policy
+from models.policy import Learnt, Policy, device_of_choice, save_policy
 from models.popularity import POPULARITY_FEATURES
 from models.training_data import TrainingData
 from tests.models.learner_cases import EVENT_TYPES, NO_POPULARITY, SMALL, catalogue, network, random_steps, steps, training_data, with_content
@@ -49,6 +49,32 @@ def test_the_same_seed_gives_the_same_weights(device: torch.device) -> None:
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]) if device.type == "cpu" else torch.allclose(tensor, second[name], atol=1e-3), name
     assert not torch.equal(first["heads.0.query.weight"], other["heads.0.query.weight"])
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+@pytest.mark.parametrize("exact_items", [40, 39], ids=["exact", "drawn"])
+def test_each_device_learns_the_same(device: torch.device, exact_items: int) -> None:
+    """The losses of the first epochs, of each encoder, in a catalogue with categories; a GPU rounds products more."""
+    data = training_data(catalogue(40, [(f"r{item % 3}", f"c{item % 7}") for item in range(40)]), random_steps(30, 40, 40, seed=3))
+    for encoder in ("gru", "transformer", "mean"):
+        train = SMALL.model_copy(update={"exact_items": exact_items, "negatives": 15, "encoder": encoder, "backup": "logged"})
+        here, there = (losses_of(data, train, on) for on in (CPU, device))
+        np.testing.assert_allclose(there, here, rtol=1e-5 if device == CPU else 0.01)
+
+
+def losses_of(data: TrainingData, train: Train, device: torch.device) -> list[float]:
+    """The loss of each update."""
+    found, update = [], learner._Learner._update
+
+    def told(learner: learner._Learner, batch: Batch, rate: float) -> dict[str, float]:
+        parts = update(learner, batch, rate)
+        found.append(parts["loss"])
+        return parts
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learner._Learner, "_update", told)
+        trained(data, train, device)
+    return found
 
 
 def test_threads_that_race_change_no_weight() -> None:
@@ -326,7 +352,7 @@ def test_a_warm_start_begins_with_what_the_policy_before_has_learnt(tmp_path: Pa
     shape = {name: getattr(learnt_from.config, name) for name in ("layers", "heads", "context", "encoder", "dim")}
     still = SMALL.model_copy(update={**shape, "learning_rate": 1e-12, "warm_epochs": 1})
     popularity = np.random.default_rng(0).random((8, POPULARITY_FEATURES)).astype(np.float32)
-    warm = Policy("warm", trained(data, still, CPU, learnt=learnt), newer.item_ids, newer.categories, newer, EVENT_TYPES, popularity)
+    warm = Policy("warm", trained(data, still, CPU, learnt=learnt).to(device_of_choice()), newer.item_ids, newer.categories, newer, EVENT_TYPES, popularity)
     served = Policy.load(tmp_path / "p", newer, EVENT_TYPES, popularity)
     users, ends = np.arange(4), moved.offsets[1:]
     np.testing.assert_allclose(warm.q(moved, users, ends)[:, 1:], served.q(moved, users, ends)[:, 1:], atol=1e-5)
