@@ -136,6 +136,13 @@ class Train(_Section):
     alpha: float | None = Field(None, ge=0, description="weight of the conservative penalty: small seeks return, large clones the log; unset: by the log")
     gap: float | None = Field(None, gt=0, description="in place of alpha: how far the logged items may stand behind all together (log-sum-exp), in nats")
     supervised: float = Field(0.0, ge=0, description="weight of the cross-entropy of rewarded steps")
+    critics: int = Field(
+        1, ge=1, description="networks over the same items that learn Q each by itself, and rank by their mean: where they differ, the log says little"
+    )
+    lower: float = Field(0.0, ge=0, description="how many standard deviations of the critics below their mean an item is ranked, and a bootstrap taken")
+    support: int | None = Field(
+        None, ge=1, description="with backup = best: the maximum is over so many items, those that the log most likely chooses there; unset: over all"
+    )
     rewards: dict[str, float] = Field(
         default_factory=dict, description="factor of a step's reward, by the type of its response, or, where it has none, its own; 1 unless given"
     )
@@ -152,14 +159,25 @@ class Train(_Section):
                 raise ValueError(f"{name!r} becomes part of the name of a policy, so it needs to be of letters, digits, _ and -")
         return policies
 
+    @model_validator(mode="after")
+    def _critics_and_support_are_used(self) -> Self:
+        if self.lower and self.critics == 1:
+            raise ValueError(f"train.lower = {self.lower:g} is below the mean of several critics, and train.critics is 1: raise it, or leave lower out")
+        if self.support and all(train.backup != "best" for train in self._each().values()):
+            raise ValueError(f'train.support = {self.support} bounds the best of backup = "best", which no policy has: set backup, or leave support out')
+        return self
+
     def batch_for(self, steps: int) -> int:
         """`batch_steps` for a log of so many steps: a small log needs many updates, and of a large one larger batches take less time."""
         return self.batch_steps or min(max(steps // 1000, 512), 8192)
 
     def each(self, has_refusals: bool) -> dict[str, Train]:
         """Each policy of the run by name, as `for_log`; one without a name, unless `policies` names some."""
+        return {name: train.for_log(has_refusals) for name, train in self._each().items()}
+
+    def _each(self) -> dict[str, Train]:
         named = {name: self.model_copy(update=own.model_dump(exclude_none=True) | {"policies": {}}) for name, own in self.policies.items()}
-        return {name: train.for_log(has_refusals) for name, train in (named or {"": self}).items()}
+        return named or {"": self}
 
     def for_log(self, has_refusals: bool) -> Train:
         """With `alpha` by the kind of log, unless it is set.

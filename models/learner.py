@@ -74,7 +74,7 @@ def fit(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _arithmetic_of(device), _term_asked(draft) as is_asked_to_end:
         torch.manual_seed(train.seed)
         network = network_over(data.catalogue, config).to(device)
-        if train.warm_epochs and learnt and learnt.network.config == replace(config, policies=1):
+        if train.warm_epochs and learnt and learnt.network.config == replace(config, policies=1, behaviour=False):
             learnt.grown(network, data.catalogue)
             train = train.model_copy(update={"epochs": train.warm_epochs})
         else:
@@ -96,8 +96,8 @@ def _untold(steps: int, parts: dict[str, float]) -> None:
 
 @torch.no_grad()
 def _levelled(network: Network, level: float, gammas: Sequence[float]) -> None:
-    """Let values begin where they would end were all states alike; a discount for each head."""
-    for head, gamma in zip(network.heads, gammas, strict=True):
+    """Let values begin where they would end were all states alike; a discount for each policy."""
+    for head, gamma in zip(network.heads, [gamma for gamma in gammas for _ in range(network.config.critics)], strict=False):
         assert isinstance(head, PolicyHead)
         head.value.bias.fill_(level / (1 - gamma))
         head.nearer.bias.copy_(level / (1 - torch.tensor(NEARER)))
@@ -105,8 +105,9 @@ def _levelled(network: Network, level: float, gammas: Sequence[float]) -> None:
 
 def config_of(train: Train, event_types: tuple[str, ...], repeats: bool) -> NetworkConfig:
     """The shape of the network that the settings ask for."""
-    shape = {name: getattr(train, name) for name in ("dim", "layers", "heads", "context", "encoder", "dropout", "id_dropout", "step_id_dropout")}
-    return NetworkConfig(event_types=event_types, repeats=repeats, policies=len(train.policies) or 1, **shape)
+    same = ("dim", "layers", "heads", "context", "encoder", "dropout", "id_dropout", "step_id_dropout", "critics", "lower")
+    shape = {name: getattr(train, name) for name in same}
+    return NetworkConfig(event_types=event_types, repeats=repeats, policies=len(train.policies) or 1, behaviour=train.support is not None, **shape)
 
 
 @contextmanager

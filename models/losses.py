@@ -13,7 +13,9 @@ from torch.nn.functional import embedding, pad
 from models.data import END_CODES
 from models.network import ItemTable, ItemVectors, Rows, States
 
-_CHUNK_SCORES = {"cpu": 4_000_000, "cuda": 32_000_000}  # scores held at once: what stays in a cache; what keeps a GPU busy
+_NEVER = -1e30  # z of what may not be chosen: no item, and no infinity, whose products are no numbers
+_CHUNK_SCORES = {"cpu": 1_000_000, "cuda": 32_000_000}  # scores held at once: what stays in a cache; what keeps a GPU busy
+_CHUNK_STATES = 40  # and no fewer states at once, as for each chunk the items are read anew
 
 
 def by_category(step_category: Tensor, kin: Tensor, categories: int) -> Tensor:
@@ -139,6 +141,22 @@ def _met_scores(head: Head, content: Tensor) -> Tensor:
     return scores + head.kin.gather(1, head.leaf[items]) + (head.popularity[head.day[:, None], items] * head.weights[:, None]).sum(2)
 
 
+@torch.no_grad()
+def likeliest(head: Head, eligible: Tensor, count: int) -> Tensor:
+    """The `count` eligible items that score best in each state, or all where there are no more: int64[states, count]; 0 = no more."""
+    found = torch.zeros(len(head.day), min(count, len(head.keys)), dtype=torch.int64, device=head.day.device)
+    for rows, days in _chunks(head.day, len(head.keys)):
+        scores = _scores(head.of(rows), days, eligible)
+        best, items = scores.topk(found.shape[1], dim=1)
+        found[rows] = torch.where(best > -torch.inf, items, 0)
+    return found
+
+
+def lower_bound(values: Tensor, deviations: float) -> Tensor:
+    """So many standard deviations below the mean over the critics, [critics, ...] → [...]."""
+    return values.mean(0) - deviations * values.std(0, correction=0)
+
+
 class _DrawnLogsumexp(torch.autograd.Function):
     """Over drawn items, whose z is made here, and others, whose `scores` [states, others] come from outside."""
 
@@ -199,13 +217,25 @@ class _DrawnLogsumexp(torch.autograd.Function):
 @torch.no_grad()
 def all_scores(head: Head) -> Tensor:
     """z of every item in every state, all of the first day: [states, items]."""
+    return _scores(head, [(0, 0, len(head.day))], None)
+
+
+def _scores(head: Head, days: Sequence[tuple[int, int, int]], eligible: Tensor | None) -> Tensor:
+    """z of every item in states in the order of their days, which are told as by `_days`: [states, items]; -inf where it is not eligible."""
     scores = torch.addmm(head.bias, head.query, head.keys.T)
-    scores.addmm_(head.weights, head.popularity[0].T)
-    scores += head.kin.index_select(1, head.leaf)
-    return scores.scatter_add_(1, head.met_item, head.meeting)
+    if head.kin.shape[1] > 1:
+        scores += head.kin.index_select(1, head.leaf)
+    scores.scatter_add_(1, head.met_item, head.meeting)
+    for today, begin, end in days:
+        todays = scores[begin:end].addmm_(head.weights[begin:end], head.popularity[today].T)
+        if eligible is not None:
+            todays.masked_fill_(~eligible[today], -torch.inf)
+    return scores
 
 
 class _CatalogueLogsumexp(torch.autograd.Function):
+    """z is one product of [query, 1, weights] and [keys, bias, popularity]: a chunk of it is passed over as seldom as can be."""
+
     @staticmethod
     def forward(
         context: Any,
@@ -222,36 +252,45 @@ class _CatalogueLogsumexp(torch.autograd.Function):
         eligible: Tensor,
         weight: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        lse, best = torch.zeros_like(weight), torch.zeros_like(day)
-        gradients = [torch.zeros_like(tensor) for tensor in (query, keys, bias, weights, kin, meeting)]
-        grad_query, grad_keys, grad_bias, grad_weights, grad_kin, grad_meeting = gradients
-        has_kin = kin.shape[1] > 1
+        dim, has_kin = query.shape[1], kin.shape[1] > 1
+        states, items = (
+            torch.cat([query, torch.ones_like(query[:, :1]), weights], dim=1),
+            torch.cat([keys, bias[:, None], torch.zeros_like(popularity[0])], dim=1),
+        )
+        meeting, lse, best = meeting.clamp(min=_NEVER), torch.zeros_like(weight), torch.zeros_like(day)
+        grad_states, grad_items, grad_kin, grad_meeting = (torch.zeros_like(tensor) for tensor in (states, items[:, : dim + 1], kin, meeting))
+
+        filled: list[int] = []
+
+        def of(today: int) -> Tensor:
+            if filled != [today]:
+                filled[:] = [today]
+                items[:, dim] = bias.masked_fill(~eligible[today], _NEVER)
+                items[:, dim + 1 :] = popularity[today]
+            return items
+
+        room: Tensor | None = None
         for rows, days in _chunks(day, len(keys)):
-            scores = torch.addmm(bias, query[rows], keys.T)
-            if has_kin:
-                scores += kin[rows].index_select(1, leaf)
-            scores.scatter_add_(1, met_item[rows], meeting[rows])
-            todays, chunk_weights = weights[rows], torch.empty_like(weights[rows])
+            own = states[rows]
+            room = own.new_empty(2, len(rows), len(keys)) if room is None else room
+            z, chance = room[:, : len(rows)]
             for today, begin, end in days:
-                scores[begin:end].addmm_(todays[begin:end], popularity[today].T).masked_fill_(~eligible[today], -torch.inf)
-            highest, best[rows] = scores.max(1)
-            highest = torch.where(highest.isfinite(), highest, 0.0)
-            scores.sub_(highest[:, None]).exp_()
-            summed = scores.sum(1)
-            some = summed > 0
-            share = torch.where(some, weight[rows], 0.0)
-            lse[rows] = summed.where(some, 1.0).log() + highest
-            scores *= (share / summed.where(some, 1.0))[:, None]  # now weight · softmax
-            grad_query[rows] = scores @ keys
-            grad_keys.addmm_(scores.T, query[rows])
-            grad_bias += scores.sum(0)
-            for today, begin, end in days:
-                torch.mm(scores[begin:end], popularity[today], out=chunk_weights[begin:end])
-            grad_weights[rows] = chunk_weights
+                torch.mm(own[begin:end], of(today).T, out=z[begin:end])
             if has_kin:
-                grad_kin[rows] = torch.zeros_like(kin[rows]).index_add_(1, leaf, scores)
-            grad_meeting[rows] = scores.gather(1, met_item[rows])
-        context.save_for_backward(*gradients)
+                z += kin[rows].index_select(1, leaf)
+            z.scatter_add_(1, met_item[rows], meeting[rows])
+            highest, best[rows] = z.max(1)
+            some = highest > _NEVER / 2
+            torch.softmax(z, 1, out=chance)
+            lse[rows] = torch.where(some, highest - chance.gather(1, best[rows, None]).squeeze(1).log(), 0.0)
+            share = torch.where(some, weight[rows], 0.0)[:, None]
+            grad_items.addmm_(chance.T, own[:, : dim + 1] * share)
+            for today, begin, end in days:
+                grad_states[rows[begin:end]] = chance[begin:end] @ of(today) * share[begin:end]
+            if has_kin:
+                grad_kin[rows] = torch.zeros_like(kin[rows]).index_add_(1, leaf, chance) * share
+            grad_meeting[rows] = chance.gather(1, met_item[rows]) * share
+        context.save_for_backward(grad_states[:, :dim], grad_items[:, :dim], grad_items[:, dim], grad_states[:, dim + 1 :], grad_kin, grad_meeting)
         context.mark_non_differentiable(lse, best)
         return (weight * lse).sum(), lse, best
 
@@ -263,7 +302,7 @@ class _CatalogueLogsumexp(torch.autograd.Function):
 
 def _chunks(day: Tensor, items: int) -> Iterator[tuple[Tensor, list[tuple[int, int, int]]]]:
     """Indices of the states in the order of their days, as many at once as may be held; and of each day among them: day, begin, end."""
-    order, size = torch.argsort(day, stable=True), max(1, _CHUNK_SCORES[day.device.type] // items)
+    order, size = torch.argsort(day, stable=True), max(_CHUNK_STATES, _CHUNK_SCORES[day.device.type] // items)
     days = _days(day[order])
     for place, rows in enumerate(torch.split(order, size)):
         first, last = place * size, place * size + len(rows)

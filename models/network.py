@@ -6,7 +6,9 @@ g(a) is the item's own vector plus those of its content: its category path, and 
 So an item without a history is scored by its content.
 The meeting term is for the items that the window of the user holds, and for no other: when, how often and how each was last met.
 The kin term is for the items of the categories that it holds: a sum over all steps of the category, by how long ago and how they ended.
-Policies that learn together have one pass and one g between them, and a head and a b each.
+Policies that learn together have one pass and one g between them, and a head and a b each. With several critics there are as many passes, and of
+each policy as many heads; it ranks by their mean, or a lower bound over them; g stays one. A head of its own says what the log chooses, where
+that is asked for.
 """
 
 from __future__ import annotations
@@ -47,7 +49,10 @@ class NetworkConfig:
     id_dropout: float  # share of the items with content that train without their own vector, so that content alone learns to score
     step_id_dropout: float  # share of the steps that are read by the item's content alone in training, where it has any
     repeats: bool  # whether an item of the window may be chosen again
-    policies: int = 1  # heads
+    policies: int = 1
+    critics: int = 1  # passes, and heads of a policy
+    lower: float = 0.0  # standard deviations of the critics below their mean that a policy ranks by
+    behaviour: bool = False  # whether one more head says what the log chooses
 
 
 ENCODERS: dict[str, Callable[[NetworkConfig], nn.Module]] = {
@@ -96,7 +101,7 @@ class ItemVectors:
 
     whole: Tensor  # [items, dim] g
     content: Tensor  # [items, dim] the part of it that does not come from the item's own vector
-    bias: Tensor  # [items, policies] b
+    bias: Tensor  # [items, heads] b
     has_content: Tensor  # bool[items]
 
 
@@ -208,7 +213,8 @@ class Network(nn.Module):
         self.config = config
         dim, kinds = config.dim, len(config.event_types) + 1
         self.item_vector = nn.Embedding(items + 1, dim)
-        self.item_bias = nn.Embedding(items + 1, config.policies)
+        heads = config.policies * config.critics + config.behaviour
+        self.item_bias = nn.Embedding(items + 1, heads)
         self.category_vector = nn.Embedding(categories + 1, dim, padding_idx=0)
         self.given = nn.ModuleDict(given)
         self.event = nn.Embedding(kinds, dim)
@@ -216,9 +222,9 @@ class Network(nn.Module):
         self.wait = nn.Embedding(_TIME_BUCKETS, dim)
         self.item_input = nn.Linear(dim, dim, bias=False)
         self.start = nn.Parameter(torch.zeros(dim))
-        self.encoder = ENCODERS[config.encoder](config)
+        self.encoders = nn.ModuleList(ENCODERS[config.encoder](config) for _ in range(config.critics))
         self.dropout = nn.Dropout(config.dropout)
-        self.heads = nn.ModuleList(PolicyHead(config) for _ in range(config.policies))
+        self.heads = nn.ModuleList(PolicyHead(config) for _ in range(heads))
         for table in (self.item_vector, self.category_vector):
             nn.init.normal_(table.weight, std=dim**-0.5)
         for table in (self.event, self.response, self.wait):
@@ -241,7 +247,7 @@ class Network(nn.Module):
         return ItemVectors(vectors + content, content, bias, has_content)
 
     def own(self, table: ItemTable) -> tuple[Tensor, Tensor]:
-        """What the network has for each item of the table alone: [items, dim], [items, policies]."""
+        """What the network has for each item of the table alone: [items, dim], [items, heads]."""
         return self.item_vector(table.ids), self.item_bias(table.ids)
 
     def _content(self, table: ItemTable) -> tuple[Tensor, Tensor]:
@@ -254,20 +260,20 @@ class Network(nn.Module):
         return content, has_content
 
     def states(self, rows: Rows, view: View, items: ItemVectors) -> list[States]:
-        """The states of the slots that `view` is of, as each head sees them."""
+        """The states of the slots that `view` is of, as each head sees them: the critics of each policy, and then, where there is one, that of the log."""
         tokens = self.item_input(self._read(rows.item, items)) + self.event(rows.event) + self.response(rows.response)
         tokens = torch.where(view.follows[:, :, None], tokens, self.start) + self.wait(view.wait)
-        hidden = self.encoder(self.dropout(tokens), view)
-        return [head(rows, view, hidden, bias) for head, bias in zip(self.heads, items.bias.T, strict=True)]
+        hidden = [encoder(self.dropout(tokens), view) for encoder in self.encoders]
+        return [head(rows, view, hidden[number % len(hidden)], bias) for number, (head, bias) in enumerate(zip(self.heads, items.bias.T, strict=True))]
 
     def alone(self, policy: int) -> Network:
-        """A network with that head alone."""
-        shape = replace(self.config, policies=1)
-        only = Network(shape, self.item_vector.num_embeddings - 1, self.category_vector.num_embeddings - 1, copy.deepcopy(dict(self.given.items())))
-        own, others = f"heads.{policy}.", {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("heads.")}
-        others["item_bias.weight"] = others["item_bias.weight"][:, [policy]]
-        only.load_state_dict(others | {name.replace(own, "heads.0."): tensor for name, tensor in self.state_dict().items() if name.startswith(own)})
-        return only.to(self.start.device)
+        """A network with that policy alone."""
+        own = slice(policy * self.config.critics, (policy + 1) * self.config.critics)
+        only = copy.deepcopy(self)
+        only.config = replace(self.config, policies=1, behaviour=False)
+        only.heads = only.heads[own]
+        only.item_bias = nn.Embedding(len(self.item_bias.weight), self.config.critics, _weight=self.item_bias.weight[:, own].detach().clone())
+        return only
 
     def _read(self, item: Tensor, items: ItemVectors) -> Tensor:
         whole = embedding(item, items.whole)

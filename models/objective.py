@@ -1,11 +1,15 @@
 """What training minimises: conservative Q-learning over packed sequences of steps.
 
     loss = E[(Q(s, a) - target)²] + alpha · E[logsumexp_a' z(s, a') - z(s, a)] + supervised · E[the same, where the reward was positive]
-         + Σ over shorter horizons of E[(V(s) - return)²]
+         + Σ over shorter horizons of E[(V(s) - return)²] [+ E[-log π_b(a|s)]]
 
 Q is that of the logging policy: V learns its λ-returns, and z how much better than what was logged an item is, of which the ranking takes
 the best. With train.backup = "best" it is double Q-learning with n-step returns (van Hasselt et al. 2016; Sutton and Barto 2018, section
-7.1). The penalty is that of Kumar et al. 2020, equation 4, CQL(H), on z, which ranks. The values to shorter horizons rank nothing: they
+7.1). Of several critics its bootstrap is a lower bound (An et al. 2021, Uncertainty-based offline reinforcement learning), and with
+train.support its best item is that of the items that the log most likely chooses (Fujimoto et al. 2019, Benchmarking batch deep
+reinforcement learning algorithms), which a head for the behaviour π_b of the log learns.
+
+The penalty is that of Kumar et al. 2020, equation 4, CQL(H), on z, which ranks. The values to shorter horizons rank nothing: they
 teach the encoder what a state holds, from returns with less noise (Fedus et al. 2019, Hyperbolic discounting and learning over multiple
 horizons). The action space is the catalogue: up to train.exact_items items the logsumexp is exact, and beyond that each batch looks at
 the items of its own rows and at train.negatives drawn ones, and nothing else of the catalogue. Where the log tells what a step was chosen
@@ -32,7 +36,9 @@ from models.losses import (
     drawn_logsumexp,
     head_of,
     lambda_returns,
+    likeliest,
     listed_logsumexp,
+    lower_bound,
     n_step_targets,
 )
 from models.network import NEARER, ItemTable, ItemVectors, Network, Rows, States, view_of
@@ -120,7 +126,7 @@ class Loss:
 def batch_loss(online: Network, target: Network, part: Part, batch: Batch, policies: Mapping[str, Train], own: tuple[Tensor, Tensor] | None = None) -> Loss:
     """The loss of a batch; see the head of this file. Means are over its learnt steps with a known item. `own` as in `Network.items`.
 
-    `policies`, by name, are as of `Train.for_log`, one for each head. The best item of a state is the online net's, its value the target net's.
+    `policies`, by name, are as of `Train.for_log`. The best item of a state is the online net's, its value the target net's.
     What policies have in common learns from all alike: each counts by the weights within its loss, so that no alpha drowns the others.
     """
     rows, view = batch.rows, view_of(batch.rows, online.config.context)
@@ -136,11 +142,20 @@ def batch_loss(online: Network, target: Network, part: Part, batch: Batch, polic
     least = min(map(_weight, policies.values()))
     total = torch.zeros((), device=rows.item.device)
     parts: dict[str, Tensor] = {}
-    for (name, train), seen, target_seen in zip(policies.items(), states, target_states, strict=True):
-        reward = _valued(batch, train, online.config.event_types)
-        loss = _policy_loss(online.config.repeats, part, replace(batch, reward=reward), train, Seen(items, seen), Seen(target_items, target_seen), places)
-        total = total + least / _weight(train) * loss.total
-        parts |= {f"{name} {part}".strip(): value for part, value in loss.parts.items()}
+    repeats, critics, log = online.config.repeats, online.config.critics, None
+    if online.config.behaviour:
+        behaviour, log = _behaviour(repeats, part, batch, Seen(items, states[-1]), places)
+        total, parts = behaviour.total, behaviour.parts
+    for number, (name, train) in enumerate(policies.items()):
+        mine = slice(number * critics, (number + 1) * critics)
+        targets = [Seen(target_items, seen) for seen in target_states[mine]]
+        valued = replace(batch, reward=_valued(batch, train, online.config.event_types))
+        for critic, seen in enumerate(states[mine]):
+            loss = _policy_loss(repeats, part, valued, train, Seen(items, seen), targets, critic, places, log)
+            total = total + least / (critics * _weight(train)) * loss.total
+            for kind, value in loss.parts.items():
+                known = f"{name} {kind}".strip()
+                parts[known] = parts.get(known, 0) + value / critics
     return Loss(total, parts, loss.steps)
 
 
@@ -156,33 +171,71 @@ def _valued(batch: Batch, train: Train, event_types: Sequence[str]) -> Tensor:
     return batch.reward * batch.reward.new_tensor([1.0, *(train.rewards.get(name, 1.0) for name in event_types)])[batch.kind]
 
 
-def _policy_loss(repeats: bool, part: Part, batch: Batch, train: Train, online: Seen, target: Seen, places: Tensor) -> Loss:
-    """The loss of one policy; `places` are the states looked at, by day."""
-    assert train.alpha is not None
-    rows, states, items = batch.rows, online.states, online.items
-    day, action, reward = (values.flatten()[places] for values in (batch.day, batch.action, batch.reward))
-    head = head_of(rows, states, part.table, items, part.popularity, day, places)
+@dataclass(frozen=True)
+class _Choices:
+    """What a head says of the states looked at, [places], in the order of their days, and what was chosen there."""
 
-    learnt = action > 0
-    choosable = head
-    if not repeats:
-        learnt &= ~(head.met_item == action[:, None]).any(1)
-        choosable = replace(head, meeting=head.meeting.masked_fill(head.met_item > 0, -torch.inf))
-    share = learnt / learnt.sum().clamp(min=1)
-    z = torch.where(learnt, chosen_score(head, action), 0.0)
+    head: Head
+    choosable: Head  # in which what may not be chosen again scores -inf
+    content: Tensor | None  # of `content_of`, where items are drawn
+    candidates: Tensor  # int64 as in Batch
+    action: Tensor  # int64; 0 = none that is learnt
+    share: Tensor  # of each step that is learnt in a mean over them
+    z: Tensor  # of the action; 0 where there is none
+
+    @classmethod
+    def of(cls, repeats: bool, part: Part, batch: Batch, seen: Seen, places: Tensor) -> _Choices:
+        """Of the states at these places of the batch's slots."""
+        day, candidates, action = (values.flatten()[places] for values in (batch.day, batch.candidates, batch.action))
+        head = head_of(batch.rows, seen.states, part.table, seen.items, part.popularity, day, places)
+        choosable = head
+        if not repeats:
+            action = torch.where((head.met_item == action[:, None]).any(1), 0, action)
+            choosable = replace(head, meeting=head.meeting.masked_fill(head.met_item > 0, -torch.inf))
+        content = content_of(batch.rows, seen.states, seen.items, places) if part.drawn else None
+        learnt = action > 0
+        share = learnt / learnt.sum().clamp(min=1)
+        return cls(head, choosable, content, candidates, action, share, torch.where(learnt, chosen_score(head, action), 0.0))
+
+    def gap(self, part: Part, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum of weight · (logsumexp of z - z of the action); that gap, and the best item, of each state. Only the sum has a gradient."""
+        summed, lse, best = _summed(self.choosable, part, self.content, self.candidates, self.action, weight)
+        return summed - (weight * self.z).sum(), torch.where(self.action > 0, lse - self.z.detach(), 0.0), best
+
+
+def _behaviour(repeats: bool, part: Part, batch: Batch, seen: Seen, places: Tensor) -> tuple[Loss, _Choices]:
+    """Cross-entropy of what the log chose, and how much surer the head is of its first choice than it ought to be."""
+    log = _Choices.of(repeats, part, batch, seen, places)
+    loss, gap, best = log.gap(part, log.share)
+    learnt = log.action > 0
+    confidence = torch.where(learnt, chosen_score(log.head, best) - log.z - gap, 0.0).detach().exp()
+    overconfidence = (log.share * (confidence - (best == log.action).float())).sum()
+    return Loss(loss, {"behaviour": loss.detach(), "overconfidence": overconfidence}, learnt.sum()), log
+
+
+@torch.no_grad()
+def _best_of_likely(log: _Choices, own: _Choices, part: Part, count: int, best: Tensor) -> Tensor:
+    """In place of the `best` item of each state that of the log's likeliest, the chosen one among them; where its candidates are told, it stays."""
+    of_likely = listed_logsumexp(own.choosable, likeliest(log.choosable, part.eligible, count), own.action, own.share)[2]
+    return torch.where(own.candidates > 0, best, of_likely)
+
+
+def _policy_loss(
+    repeats: bool, part: Part, batch: Batch, train: Train, online: Seen, targets: Sequence[Seen], critic: int, places: Tensor, log: _Choices | None
+) -> Loss:
+    """The loss of one critic of a policy; `targets` are those of all its critics, `places` the states looked at, by day, and `log` the behaviour there."""
+    assert train.alpha is not None
+    states, own = online.states, _Choices.of(repeats, part, batch, online, places)
+    learnt, share, z = own.action > 0, own.share, own.z
 
     def there(values: Tensor) -> Tensor:
         """[rows, slots, ...] → [places, ...]."""
         return values.flatten(0, 1).index_select(0, places)
 
-    best, conservative, parts = torch.zeros_like(action), torch.zeros(()), {}
+    best, conservative, parts = own.action, torch.zeros(()), {}
     if train.alpha or train.supervised or train.backup == "best":
-        is_positive = reward > 0
-        weight = share * (train.alpha + train.supervised * is_positive)
-        content = content_of(rows, states, items, places) if part.drawn else None
-        summed, lse, best = _summed(choosable, part, content, there(batch.candidates), torch.where(learnt, action, 0), weight)
-        gap = torch.where(learnt, lse - z.detach(), 0.0)
-        conservative = summed - (weight * z).sum()
+        is_positive = there(batch.reward) > 0
+        conservative, gap, best = own.gap(part, share * (train.alpha + train.supervised * is_positive))
         parts = {"penalty": (share * gap).sum(), "supervised": (share * is_positive * gap).sum()}
 
     def error(worth: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
@@ -190,19 +243,27 @@ def _policy_loss(repeats: bool, part: Part, batch: Batch, train: Train, online: 
         wrong = torch.where((there(counts) & learnt)[:, None], worth - there(targets), 0.0)
         return (share[:, None] * wrong**2).sum()
 
-    log = batch.reward, batch.end, batch.acts, batch.elapsed
+    logged = batch.reward, batch.end, batch.acts, batch.elapsed
+    target = targets[critic].states
     if train.backup == "logged":
         # V learns the return, which has the noise of all that follows, and Q what follows from one step, as V sees it.
-        td = error(there(states.value), *lambda_returns(*log, target.states.value, [train.gamma], train.mixing))
-        td = td + error(there(states.value).detach() + z[:, None], *lambda_returns(*log, target.states.value, [train.gamma], 0.0))
+        td = error(there(states.value), *lambda_returns(*logged, target.value, [train.gamma], train.mixing))
+        td = td + error(there(states.value).detach() + z[:, None], *lambda_returns(*logged, target.value, [train.gamma], 0.0))
     else:
-        target_head = head_of(rows, target.states, part.table, target.items, part.popularity, day, places)
+        if log and train.support:
+            best = _best_of_likely(log, own, part, train.support, best)
         best_values = torch.zeros_like(batch.reward).flatten()
-        best_values[places] = there(target.states.value).squeeze(1) + torch.where(best > 0, chosen_score(target_head, best), 0.0)
-        targets, counts = n_step_targets(*log, best_values.view_as(batch.reward), train.gamma, train.n_step)
-        td = error(there(states.value) + z[:, None], targets[:, :, None], counts)
-    nearer = error(there(states.nearer), *lambda_returns(*log, target.states.nearer, NEARER, train.mixing))
+        best_values[places] = lower_bound(torch.stack([_worth(part, batch, seen, places, best) for seen in targets]), train.lower)
+        returns, counts = n_step_targets(*logged, best_values.view_as(batch.reward), train.gamma, train.n_step)
+        td = error(there(states.value) + z[:, None], returns[:, :, None], counts)
+    nearer = error(there(states.nearer), *lambda_returns(*logged, target.nearer, NEARER, train.mixing))
     return Loss(td + conservative + nearer, {"td": td.detach(), **parts, "nearer": nearer.detach()}, learnt.sum())
+
+
+def _worth(part: Part, batch: Batch, seen: Seen, places: Tensor, item: Tensor) -> Tensor:
+    """Q of an item in each state at these places; V where it is none."""
+    head = head_of(batch.rows, seen.states, part.table, seen.items, part.popularity, batch.day.flatten()[places], places)
+    return seen.states.value.flatten()[places] + torch.where(item > 0, chosen_score(head, item), 0.0)
 
 
 def _summed(head: Head, part: Part, content: Tensor | None, candidates: Tensor, action: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

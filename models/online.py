@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from jobs.contracts.errors import FolderUnwritable
+from jobs.contracts.errors import BadSettings, FolderUnwritable
 from jobs.contracts.revision import revision
 from jobs.lake import Lake
 from jobs.settings import Settings
@@ -43,7 +43,7 @@ OF_EACH_STEP = ("item", "event_type", "response", "event_time")  # what the prog
 def export_policy(lake: Lake, settings: Settings, folder: Path, day: date, version: str | None) -> dict[str, Any]:
     """Write what `load_served` gives, whose errors these are, into a new folder, whole or not at all; return its manifest.
 
-    Raises FolderTaken, FolderUnwritable.
+    Raises FolderTaken, FolderUnwritable, and BadSettings as `Online.of_policy`.
     """
     with new_folder(folder) as draft:
         served = load_served(lake, settings, day, version)
@@ -73,10 +73,15 @@ class Online:
 
     @classmethod
     def of_policy(cls, policy: Policy) -> Online:
-        """As the policy scores, for its catalogue and its popularity."""
+        """As the policy scores, for its catalogue and its popularity. Raises BadSettings where critics differ in it, of which no inner product tells."""
         network, table, items, popularity = policy.parts()
-        vectors = torch.cat([items.whole, items.bias, popularity], dim=1)
         config = network.config
+        if config.lower and config.critics > 1:
+            raise BadSettings(
+                f"{policy.name} ranks by a lower bound over {config.critics} critics (train.lower = {config.lower:g}), which no inner product gives. "
+                "Export one that was trained with train.lower = 0, or name another with --policy."
+            )
+        vectors = torch.cat([items.whole, items.bias.mean(1, keepdim=True), popularity], dim=1)
         return cls(PolicyProgram(network, table, items).eval(), vectors, table.leaf, config.context + 1, config.event_types, config.repeats)
 
     @classmethod
@@ -107,8 +112,7 @@ class PolicyProgram(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(network).cpu()
         del self.network.item_vector, self.network.item_bias, self.network.category_vector, self.network.given  # the items have what came of them
-        if isinstance(self.network.encoder, Recurrent):
-            self.network.encoder = OneWindow(self.network.encoder)
+        self.network.encoders = nn.ModuleList(OneWindow(encoder) if isinstance(encoder, Recurrent) else encoder for encoder in self.network.encoders)
         self.whole, self.leaf = nn.Buffer(items.whole.cpu()), nn.Buffer(table.leaf.cpu())
 
     def forward(self, steps: Tensor, count: Tensor, now: Tensor) -> dict[str, Tensor]:
@@ -120,15 +124,22 @@ class PolicyProgram(nn.Module):
         slots] and kin [users, slots], where 0 adds to nothing.
         """
         rows, last = self._rows(steps, count, now)
-        items = ItemVectors(self.whole, self.whole, self.whole[:, :1], self.leaf > 0)  # of which the states read the first alone
-        (states,) = self.network.states(rows, view_of(rows, self.network.config.context, last), items)
+        items = ItemVectors(
+            self.whole, self.whole, self.whole[:, :1].expand(-1, len(self.network.heads)), self.leaf > 0
+        )  # of which the states read the first alone
+        critics = self.network.states(rows, view_of(rows, self.network.config.context, last), items)
+
+        def mean(name: str) -> Tensor:
+            return torch.stack([getattr(states, name) for states in critics]).mean(0)
+
+        query, popularity = mean("query"), mean("popularity")
         category = self.leaf[rows.item]
         return {
-            "query": torch.cat([states.query, torch.ones_like(states.value), states.popularity], dim=2).squeeze(1),
-            "met_item": states.met_item.squeeze(1),
-            "meeting": states.meeting.squeeze(1),
+            "query": torch.cat([query, torch.ones_like(query[:, :, :1]), popularity], dim=2).squeeze(1),
+            "met_item": critics[0].met_item.squeeze(1),
+            "meeting": mean("meeting").squeeze(1),
             "category": category,
-            "kin": torch.where(category > 0, states.kin.squeeze(1), 0.0),
+            "kin": torch.where(category > 0, mean("kin").squeeze(1), 0.0),
         }
 
     def _rows(self, steps: Tensor, count: Tensor, now: Tensor) -> tuple[Rows, Tensor]:

@@ -20,13 +20,13 @@ from jobs.storage import Location
 from models.data import Catalogue, Floats, Ints, Steps
 from models.gate import MANIFEST
 from models.histories import best, offered, steps_of
-from models.losses import Head, all_scores, head_of
+from models.losses import Head, all_scores, head_of, lower_bound
 from models.network import ItemTable, ItemVectors, Network, NetworkConfig, Rows, category_paths, item_table, network_over, rows_of, view_of
 from models.popularity import POPULARITY_FEATURES
 
 _BATCH = 256
 _NUMBER, _VECTOR = "number ", "vector "  # what the columns of items.parquet begin with that hold what else is given
-FORM = 4  # of a policy folder; another one is not read
+FORM = 5  # of a policy folder; another one is not read
 
 
 def device_of_choice() -> torch.device:
@@ -71,9 +71,12 @@ class Learnt:
                 nn.init.zeros_(part.get_parameter("weight"))
         here = network.state_dict()
         learnt = {name: tensor for name, tensor in self.network.state_dict().items() if name in here}
-        for name in [name for name in learnt if name.startswith("heads.0.")]:
-            learnt |= {name.replace("heads.0.", f"heads.{policy}."): learnt[name] for policy in range(network.config.policies)}
-        learnt["item_bias.weight"] = learnt["item_bias.weight"].expand(-1, network.config.policies)
+        policies, critics = network.config.policies, network.config.critics
+        for place in range(policies * critics):
+            own = f"heads.{place % critics}."
+            learnt |= {name.replace(own, f"heads.{place}."): tensor for name, tensor in self.network.state_dict().items() if name.startswith(own)}
+        bias = learnt["item_bias.weight"].repeat(1, policies)
+        learnt["item_bias.weight"] = torch.nn.functional.pad(bias, (0, network.config.behaviour))
         for name in ("item_vector.weight", "item_bias.weight"):
             learnt[name] = learnt[name][table.ids]
         known = {path: place for place, path in enumerate(category_paths(known_categories), start=1)}
@@ -144,7 +147,7 @@ class Policy:
         return self._scores(steps, users, ends, now)[0]
 
     def q(self, steps: Steps, users: Ints, ends: Ints, now: Ints | None = None) -> Floats:
-        """Q = V + z of every item, as `score`, in units of the scaled reward."""
+        """Q = V + z of every item, as `score`, in units of the scaled reward; V is the mean over the critics."""
         scores, value = self._scores(steps, users, ends, now)
         return scores + value[:, None]
 
@@ -154,8 +157,9 @@ class Policy:
         for first in range(0, len(users), _BATCH):
             rows = slice(first, first + _BATCH)
             begins = np.maximum(steps.offsets[users[rows]], ends[rows] - self._network.config.context)
-            head, value_of_state = self._last_states(rows_of(steps, begins, ends[rows], self._device, None if now is None else now[rows]))
-            scores[rows], value[rows] = all_scores(head).cpu().numpy(), value_of_state.cpu().numpy()
+            heads, values = self._last_states(rows_of(steps, begins, ends[rows], self._device, None if now is None else now[rows]))
+            scores[rows] = lower_bound(torch.stack([all_scores(head) for head in heads]), self._network.config.lower).cpu().numpy()
+            value[rows] = values.mean(0).cpu().numpy()
         scores[:, 0] = -np.inf
         return scores, value
 
@@ -168,14 +172,14 @@ class Policy:
         """What makes the scores: the network, and of each item what it knows, its vectors, and its popularity, [items, features]."""
         return self._network, self._table, self._items, self._popularity[0]
 
-    def _last_states(self, rows: Rows) -> tuple[Head, torch.Tensor]:
-        """The head in the state after the last step of each window, and V there."""
+    def _last_states(self, rows: Rows) -> tuple[list[Head], torch.Tensor]:
+        """The head of each critic in the state after the last step of each window, and its V there: [critics, windows]."""
         rows = replace(rows, event=self._kinds[rows.event], response=self._kinds[rows.response])
         last = rows.segment.sum(1, keepdim=True) - 1
-        (states,) = self._network.states(rows, view_of(rows, self._network.config.context, last), self._items)
+        critics = self._network.states(rows, view_of(rows, self._network.config.context, last), self._items)
         day, places = torch.zeros_like(last[:, 0]), torch.arange(len(last), device=self._device)
-        head = head_of(rows, states, self._table, self._items, self._popularity, day, places)
-        return head, states.value[:, 0, 0]
+        heads = [head_of(rows, states, self._table, self._items, self._popularity, day, places) for states in critics]
+        return heads, torch.stack([states.value[:, 0, 0] for states in critics])
 
 
 def save_policy(folder: Path, network: Network, catalogue: Catalogue, popularity: Floats, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:

@@ -88,7 +88,7 @@ def network(items: Catalogue, repeats: bool = True, seed: int = 0, **changes: An
         "step_id_dropout": 0.0,
     } | changes
     torch.manual_seed(seed)
-    made = network_over(items, NetworkConfig(event_types=EVENT_TYPES, repeats=repeats, **shape))
+    made = network_over(items, NetworkConfig(**{"event_types": EVENT_TYPES, "repeats": repeats, **shape}))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))

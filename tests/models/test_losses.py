@@ -49,6 +49,7 @@ def leaves(states: Head) -> list[Tensor]:
 @pytest.mark.parametrize("scores_at_once", [ITEMS, 5 * ITEMS, 10**6])
 def test_the_chunked_logsumexp_is_the_dense_one_in_value_and_gradient(monkeypatch: pytest.MonkeyPatch, scores_at_once: int) -> None:
     monkeypatch.setitem(losses._CHUNK_SCORES, "cpu", scores_at_once)
+    monkeypatch.setattr(losses, "_CHUNK_STATES", 1)
     states, weight = head(), torch.rand(STATES, dtype=torch.float64)
     masked = dense(states).masked_fill(~eligible()[states.day], -torch.inf)
     expected = (weight * masked.logsumexp(1)).sum()

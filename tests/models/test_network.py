@@ -3,8 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
 from models.data import Catalogue, DailyCounts, Steps
+from models.encoders import Recurrent
 from models.loader import pack
 from models.network import ENCODERS, ItemTable, Network, Rows, States, item_table, log_bucket, rows_of, view_of
 from models.objective import batch_of
@@ -156,6 +158,19 @@ def test_a_step_read_by_content_is_any_step_of_that_content() -> None:
     assert (query(8) - query(9)).abs().max() > 1e-3
     made.eval()
     assert (query(1) - query(4)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_recurrent_encoder_is_the_gru_of_torch(layers: int) -> None:
+    """In value and gradient, over five windows of different lengths."""
+    torch.manual_seed(0)
+    encoder, together = Recurrent(6, layers).double(), torch.tensor([5, 4, 2, 1])
+    tokens, weight = torch.randn(12, 6, dtype=torch.float64, requires_grad=True), torch.randn(12, 6, dtype=torch.float64)
+    learnt = [tokens, *encoder.cells.parameters()]
+    found, expected = encoder._run(tokens, together.tolist()), encoder.cells(PackedSequence(tokens, together))[0].data
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(*(torch.autograd.grad((weight * states).sum(), learnt) for states in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_the_mean_knows_no_order() -> None:

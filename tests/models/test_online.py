@@ -60,10 +60,10 @@ HISTORIES = [history(length, seed) for seed, length in enumerate((0, 1, 5, 8, 9,
 MOMENTS = [NOW, NOW, 0, NOW, 9 * 5 * HOUR, NOW]  # that of the third is before its last step
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
-def test_the_program_scores_as_the_policy(tmp_path: Path, encoder: str) -> None:
+@pytest.mark.parametrize("shape", [*({"encoder": encoder} for encoder in ENCODERS), {"critics": 2}], ids=str)
+def test_the_program_scores_as_the_policy(tmp_path: Path, shape: dict[str, Any]) -> None:
     """Whatever the number of users; z is put together here as it stands at the head of models/online.py, item by item."""
-    policy = a_policy(tmp_path / "p", encoder=encoder)
+    policy = a_policy(tmp_path / "p", **shape)
     Online.of_policy(policy).save(tmp_path, ITEMS, {})
     program = torch.export.load(tmp_path / "policy.pt2").module()
     table = pq.read_table(tmp_path / "items.parquet").to_pydict()
