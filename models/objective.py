@@ -197,16 +197,16 @@ class _Choices:
         share = learnt / learnt.sum().clamp(min=1)
         return cls(head, choosable, content, candidates, action, share, torch.where(learnt, chosen_score(head, action), 0.0))
 
-    def gap(self, part: Part, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sum of weight · (logsumexp of z - z of the action); that gap, and the best item, of each state. Only the sum has a gradient."""
-        summed, lse, best = _summed(self.choosable, part, self.content, self.candidates, self.action, weight)
+    def gap(self, part: Part, weight: Tensor, seek: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum of weight · (logsumexp of z - z of the action); that gap, and the best item if sought, of each state. Only the sum has a gradient."""
+        summed, lse, best = _summed(self.choosable, part, self.content, self.candidates, self.action, weight, seek)
         return summed - (weight * self.z).sum(), torch.where(self.action > 0, lse - self.z.detach(), 0.0), best
 
 
 def _behaviour(repeats: bool, part: Part, batch: Batch, seen: Seen, places: Tensor) -> tuple[Loss, _Choices]:
     """Cross-entropy of what the log chose, and how much surer the head is of its first choice than it ought to be."""
     log = _Choices.of(repeats, part, batch, seen, places)
-    loss, gap, best = log.gap(part, log.share)
+    loss, gap, best = log.gap(part, log.share, seek=True)
     learnt = log.action > 0
     confidence = torch.where(learnt, chosen_score(log.head, best) - log.z - gap, 0.0).detach().exp()
     overconfidence = (log.share * (confidence - (best == log.action).float())).sum()
@@ -235,7 +235,7 @@ def _policy_loss(
     best, conservative, parts = own.action, torch.zeros(()), {}
     if train.alpha or train.supervised or train.backup == "best":
         is_positive = there(batch.reward) > 0
-        conservative, gap, best = own.gap(part, share * (train.alpha + train.supervised * is_positive))
+        conservative, gap, best = own.gap(part, share * (train.alpha + train.supervised * is_positive), train.backup == "best")
         parts = {"penalty": (share * gap).sum(), "supervised": (share * is_positive * gap).sum()}
 
     def error(worth: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
@@ -266,12 +266,12 @@ def _worth(part: Part, batch: Batch, seen: Seen, places: Tensor, item: Tensor) -
     return seen.states.value.flatten()[places] + torch.where(item > 0, chosen_score(head, item), 0.0)
 
 
-def _summed(head: Head, part: Part, content: Tensor | None, candidates: Tensor, action: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _summed(head: Head, part: Part, content: Tensor | None, candidates: Tensor, action: Tensor, weight: Tensor, seek: bool) -> tuple[Tensor, Tensor, Tensor]:
     """As `catalogue_logsumexp`, over the candidates of each state where they are told, else over the catalogue, or what is looked at of it."""
 
     def of_all(head: Head, some: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
         if part.drawn is None or content is None:
-            return catalogue_logsumexp(head, part.eligible, weight[some])
+            return catalogue_logsumexp(head, part.eligible, weight[some], seek)
         return drawn_logsumexp(head, content[some], part.eligible, part.drawn, action[some], weight[some])
 
     if part.listed is None:

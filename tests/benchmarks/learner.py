@@ -2,7 +2,8 @@
 
 Both have width 64, double Q-learning with a target net, and learn from the same log. TorchRL's copies a history into each
 transition, and has an output for each item, so there is no row for it where that does not fit. Our batches are those of a log of 8
-million steps and more; of a small log they are smaller, and take twice the time. Memory is what comes on top of Python with its packages.
+million steps and more; of a small log they are smaller, and take twice the time. Memory is what comes on top of Python with its packages. The
+limit is that of arithmetic: the products of matrices of a step, at the speed of large ones, with all else for nothing.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ def made_steps(items: int) -> Steps:
 def ours(items: int, seconds: float, exact: Annotated[bool, typer.Option()] = True) -> None:
     """Figures of the learner."""
     import torch
+    from torch.utils.flop_counter import FlopCounterMode
 
     from jobs.settings import Train
     from models.data import Catalogue, DailyCounts
@@ -75,14 +77,28 @@ def ours(items: int, seconds: float, exact: Annotated[bool, typer.Option()] = Tr
     network = Network(config_of(train, ("impression", "click"), repeats=True), items, 0)
     learner = _Learner(network, data, train, torch.device("cpu"))
     batches = learner._loader.batches(learner._position)
-    learner._update(batch_of(next(batches)[0], 0, 1.0, torch.device("cpu")), 1.0)
+    first = next(batches)[0]
+    with FlopCounterMode(display=False) as counter:
+        learner._update(batch_of(first, 0, 1.0, torch.device("cpu")), 1.0)
+    operations = counter.get_total_flops() / int(first.fresh.sum())
     learnt, slots, padding, began = 0, 0, 0, time.process_time()
     for packed, _ in batches:
         learner._update(batch_of(packed, 0, 1.0, torch.device("cpu")), 1.0)
         learnt, slots, padding = learnt + int(packed.fresh.sum()), slots + packed.segment.numel(), padding + int((packed.segment == 0).sum())
         if time.process_time() - began > seconds:
             break
-    tell(learnt / (time.process_time() - began), before, padding=padding / slots)
+    rate = learnt / (time.process_time() - began)
+    tell(rate, before, padding=padding / slots, share=rate * operations / most_operations())
+
+
+def most_operations() -> float:
+    """Floating-point operations of a second, in products of large matrices."""
+    import torch
+
+    factor, began = torch.randn(1500, 1500), time.process_time()
+    for _ in range(10):
+        torch.mm(factor, factor)
+    return 10 * 2 * 1500**3 / (time.process_time() - began)
 
 
 @app.command()
@@ -145,16 +161,18 @@ def ask(*arguments: object) -> dict[str, float]:
 @app.command()
 def bench(seconds: Annotated[float, typer.Option(help="CPU seconds of learning a row")] = 20.0) -> None:
     """One row a size and way."""
-    page = Table("items", "what", "transitions/s", "ratio", "peak MB on top", "padding")
+    page = Table("items", "what", "transitions/s", "ratio", "peak MB on top", "padding", "of the limit")
     for items in SIZES:
         peer = ask("torchrl", items, seconds) if items <= LARGEST_EXACT else None
         if peer:
-            page.add_row(f"{items:,}", "TorchRL, MLP over 20 steps", f"{peer['rate']:,.0f}", "1", f"{peer['megabytes']:,.0f}", "")
+            page.add_row(f"{items:,}", "TorchRL, MLP over 20 steps", f"{peer['rate']:,.0f}", "1", f"{peer['megabytes']:,.0f}", "", "")
         for name, flag in (("exact", "--exact"), ("drawn", "--no-exact")):
             if flag == "--no-exact" or items <= LARGEST_EXACT:
                 found = ask("ours", items, seconds, flag)
                 ratio = f"{found['rate'] / peer['rate']:.1f}" if peer else "-"
-                page.add_row(f"{items:,}", name, f"{found['rate']:,.0f}", ratio, f"{found['megabytes']:,.0f}", f"{found['padding']:.2%}")
+                page.add_row(
+                    f"{items:,}", name, f"{found['rate']:,.0f}", ratio, f"{found['megabytes']:,.0f}", f"{found['padding']:.2%}", f"{found['share']:.0%}"
+                )
     Console(width=110).print(page)
 
 

@@ -61,6 +61,10 @@ def test_the_chunked_logsumexp_is_the_dense_one_in_value_and_gradient(monkeypatc
     torch.testing.assert_close(total, expected, atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(lse, masked.logsumexp(1), atol=1e-12, rtol=1e-12)
     assert torch.equal(best, masked.argmax(1))
+    unsought, same, none = catalogue_logsumexp(states, eligible(), weight, seek=False)
+    assert torch.equal(unsought, total)
+    assert torch.equal(same, lse)
+    assert not none.any()
     for gradient, wanted in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, 3 * wanted, atol=1e-12, rtol=1e-12)
 
