@@ -5,6 +5,7 @@ Relative paths are relative to the folder of the settings file; `s3://bucket/fol
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import itertools
 import json
@@ -145,6 +146,9 @@ class Train(_Section):
     )
     rewards: dict[str, float] = Field(
         default_factory=dict, description="factor of a step's reward, by the type of its response, or, where it has none, its own; 1 unless given"
+    )
+    user_features: list[str] = Field(
+        default_factory=list, description="columns of gold.user_features, numbers, that a state has, as they stood on the eve of its day"
     )
     target_rate: float = Field(0.01, gt=0, le=1, description="share of the online net that the target net takes over each step")
     policies: dict[str, PolicySettings] = Field(
@@ -292,6 +296,21 @@ class Settings(BaseSettings):
         for train in self.train.each(False).values():
             if unknown := sorted(train.rewards.keys() - self.event_types.keys()):
                 raise ValueError(f"train.rewards: {', '.join(unknown)} is not among event_types, which has {', '.join(self.event_types)}")
+        return self
+
+    @model_validator(mode="after")
+    def _knows_of_users_what_there_is(self) -> Self:
+        features = {feature.name: feature for feature in declared_of("user", tuple(self.event_types))}
+        wanted = self.train.user_features
+        for name in wanted:
+            if name not in features:
+                near = difflib.get_close_matches(name, features, n=1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                raise ValueError(f"train.user_features: {name!r} is no column of gold.user_features; {hint}`nightjar features list` tells them")
+            if not features[name].is_number:
+                raise ValueError(f"train.user_features: {name} is of type {features[name].type}, and a state takes numbers alone (double)")
+        if len({*wanted}) < len(wanted):
+            raise ValueError(f"train.user_features: {', '.join(sorted({name for name in wanted if wanted.count(name) > 1}))} is there more than once")
         return self
 
     @property

@@ -6,7 +6,7 @@ Both are read from the lake without a JVM. Whoever ranks items is a `Ranker`: th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from typing import Any, Protocol, TypeVar
 
@@ -25,6 +25,7 @@ from models.vectors import vectors_by_name
 END_CODES = {end: code for code, end in enumerate(ENDS, start=1)}
 EPOCH = date(1970, 1, 1)
 DAY_SECONDS = 86_400
+_FIRST_OF_DAYS = -(1 << 31)
 _INTERACTIONS_ALONE = 0.9  # share of the steps that are rewarded
 _COLUMNS = ("user_id", "event_time", "step", "item", "event_type", "response", "reward", "first", "end", "propensity")
 
@@ -54,6 +55,52 @@ class Catalogue:
 
 
 @dataclass(frozen=True)
+class Evenings:
+    """What was known of users at the end of some days: columns of gold.user_features, a row a user and day."""
+
+    names: tuple[str, ...]
+    keys: Ints  # [rows] ascending: user * 2^32 + day, a user by the place in Steps.user_ids, days since 1970-01-01
+    values: Floats  # [rows + 1, names] as they are there; nan = null. The first row is that of whom nothing is known
+    last_day: int  # what was known at its end holds afterwards, as nothing newer is told
+
+    @classmethod
+    def none(cls) -> Evenings:
+        """Of no columns."""
+        return cls((), np.zeros(0, dtype=np.int64), np.zeros((1, 0), dtype=np.float32), 0)
+
+    @classmethod
+    def given(cls, features: Sequence[Mapping[str, float | None]]) -> Evenings:
+        """One mapping a user, which holds for whatever moment. Raises TypeError or ValueError for what is no number."""
+        names = tuple(sorted({name for own in features for name in own}))
+        rows = [[np.nan if (value := own.get(name)) is None else float(value) for name in names] for own in ({}, *features)]
+        values = np.array(rows, dtype=np.float32).reshape(len(rows), len(names))
+        return cls(names, _evening(np.arange(len(features)), _FIRST_OF_DAYS), values, _FIRST_OF_DAYS)
+
+    def rows(self, users: Ints, days: Ints | NDArray[np.int32] | int) -> NDArray[np.int32]:
+        """The row of each user on the evening of a day; 0 = nothing is known: int32[n]."""
+        if not len(self.keys):
+            return np.zeros(len(users), dtype=np.int32)
+        sought = _evening(users, np.minimum(days, self.last_day))
+        place = np.minimum(np.searchsorted(self.keys, sought), len(self.keys) - 1)
+        return np.where(self.keys[place] == sought, place + 1, 0).astype(np.int32)
+
+    def of(self, users: Ints, days: Ints, names: Sequence[str]) -> Floats:
+        """What was known of each user on the evening of a day: float32[n, names]; nan = it was not, or the name is none of these."""
+        rows, found = self.rows(users, days), np.full((len(users), len(names)), np.nan, dtype=np.float32)
+        for column, name in enumerate(names):
+            if name in self.names:
+                found[:, column] = self.values[rows, self.names.index(name)]
+        return found
+
+    def alone(self, users: Ints) -> Evenings:
+        """Those of some users, who are counted in that order."""
+        begins, ends = (np.searchsorted(self.keys, _evening(users + more, _FIRST_OF_DAYS)) for more in (0, 1))
+        rows = ranges(begins, ends)
+        keys = self.keys[rows] + _evening(np.repeat(np.arange(len(users)) - users, ends - begins), 0)
+        return replace(self, keys=keys, values=self.values[np.append(0, rows + 1)])
+
+
+@dataclass(frozen=True)
 class Steps:
     """Steps sorted by user, day and place in the day: user k owns the rows offsets[k]..offsets[k + 1] (exclusive)."""
 
@@ -69,6 +116,7 @@ class Steps:
     propensity: Floats  # [n]; nan = not logged
     candidates: NDArray[np.int32]  # [n] number of a candidate set; 0 = all that were available
     day: NDArray[np.int32]  # [n] days since 1970-01-01
+    known: Evenings = field(default_factory=Evenings.none)  # of the users, as far as states are to have it
 
     def __len__(self) -> int:
         return len(self.item)
@@ -76,6 +124,17 @@ class Steps:
     def users(self) -> Ints:
         """Index of the user of each step: int64[n]."""
         return np.repeat(np.arange(len(self.user_ids), dtype=np.int64), np.diff(self.offsets))
+
+    def eves(self, users: Ints, ends: Ints, now: Ints | None) -> Ints:
+        """The day before that of each state, taken as in `Ranker.score`: int64[n]. The state of whom no step and no moment is told is as late as can be."""
+        moment, has_step = np.full(len(users), np.iinfo(np.int64).max) if now is None else now.copy(), ends > self.offsets[users]
+        last = self.time[ends[has_step] - 1]
+        moment[has_step] = last if now is None else np.maximum(last, now[has_step])
+        eves: Ints = moment // DAY_SECONDS - 1
+        return eves
+
+
+PER_STEP = tuple(column.name for column in fields(Steps) if column.name not in ("user_ids", "offsets", "known"))
 
 
 @dataclass(frozen=True)
@@ -133,6 +192,18 @@ class Ranker(Protocol):
 
         Only steps before `ends` may be looked at; now = None is right after the last of them. Returns float32[len(users), len(catalogue)].
         """
+
+
+def ranges(begins: Ints, ends: Ints) -> Ints:
+    """begins[0], begins[0] + 1, … to ends[0] (exclusive), then the next one's: int64[n]."""
+    lengths = ends - begins
+    places: Ints = np.arange(lengths.sum()) + np.repeat(begins - (np.cumsum(lengths) - lengths), lengths)
+    return places
+
+
+def _evening(users: Ints, days: Ints | NDArray[np.int32] | int) -> Ints:
+    keys: Ints = (users.astype(np.int64) << 32) + days
+    return keys
 
 
 def day_number(day: date) -> int:

@@ -20,6 +20,7 @@ from models.metrics import Estimate, Ranks, Resampling, coverage, gini, mean_pop
 from models.ope import EstimatedBehaviour, importance_weights, snips, target_probabilities
 from models.policy import Policy
 from models.popularity import DecayedCounts
+from models.user_features import FeatureFiles
 
 CHALLENGER, CHAMPION, LOGGED = "challenger", "champion", "logged"
 
@@ -29,8 +30,8 @@ Judgement = dict[tuple[str, str], Estimate]  # by name and metric
 def run(lake: Lake, settings: Settings, day: date) -> None:
     """Write gold.evaluations of `day`: everybody learns from the days up to `day` - holdout_days and is judged on those after.
 
-    With nothing to judge by, the rows say samples 0. Raises NotReady when no policy was trained that day, FutureData when the
-    transitions know more than the day.
+    With nothing to judge by, the rows say samples 0. Raises NotReady when no policy was trained that day, or features that one of them needs
+    were not made; FutureData when the transitions know more than the day.
     """
     inputs = lake.versions(find_step("evaluate").reads)
     window_start, held_out = day - timedelta(days=settings.train.window_days - 1), day - timedelta(days=settings.evaluate.holdout_days - 1)
@@ -44,6 +45,9 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
     event_types = tuple(settings.event_types)
     tonight = {policy.name: Policy.load(lake.root / policy.path, catalogue, event_types, popularity) for policy in policies}
     served = None if champion.version == POPULARITY else Policy.load(lake.root / champion.path, catalogue, event_types, popularity)
+    names = dict.fromkeys(name for policy in [*tonight.values(), *([served] if served else [])] for name in policy.user_features)
+    features = FeatureFiles.load(lake, [*names], held_out - timedelta(days=1), day, inputs.pop("gold.user_features", None))
+    steps = features.beside(steps, day_number(held_out), day_number(day))
     chosen, judged = judge(tonight, served, steps, load_availability(lake, catalogue, DailyCounts.of([steps]), held_out, day), held_out, settings)
     challenger = next(policy for policy in policies if policy.name == chosen)
     rows = [
@@ -51,7 +55,7 @@ def run(lake: Lake, settings: Settings, day: date) -> None:
         | dict(zip(("lower", "upper"), estimate.interval or (None, None), strict=True))
         for (name, metric), estimate in judged.items()
     ]
-    lake.replace("gold.evaluations", pa.Table.from_pylist(rows, lake.schema("gold.evaluations")), "evaluate", [day], inputs)
+    lake.replace("gold.evaluations", pa.Table.from_pylist(rows, lake.schema("gold.evaluations")), "evaluate", [day], inputs | features.inputs)
 
 
 def judge(tonight: Mapping[str, Ranker], champion: Ranker | None, steps: Steps, available: Bools, first_day: date, settings: Settings) -> tuple[str, Judgement]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data import Bools, Ints, Steps, noon_of
+from models.data import PER_STEP, Bools, Ints, Steps, noon_of
 
 Doubles = NDArray[np.float64]
 
@@ -77,9 +78,8 @@ def since(steps: Steps, first_day: int, before: int) -> Steps:
 
 def _kept(steps: Steps, kept: Bools) -> Steps:
     counts = np.bincount(steps.users()[kept], minlength=len(steps.user_ids))
-    columns = {field.name: getattr(steps, field.name) for field in fields(Steps)}
-    per_step = {name: values[kept] for name, values in columns.items() if name not in ("user_ids", "offsets")}
-    return Steps(user_ids=steps.user_ids, offsets=np.concatenate([[0], np.cumsum(counts)]), **per_step)
+    per_step: dict[str, Any] = {name: getattr(steps, name)[kept] for name in PER_STEP}
+    return replace(steps, offsets=np.concatenate([[0], np.cumsum(counts)]), **per_step)
 
 
 def rolling(steps: Steps, first_day: int) -> Events:

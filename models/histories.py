@@ -7,15 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from models.data import DAY_SECONDS, Bools, Floats, Ints, Steps
+from models.data import DAY_SECONDS, Bools, Evenings, Floats, Ints, Steps
 
 
-def steps_of(histories: Sequence[Sequence[Mapping[str, Any]]], items: Mapping[str, int], event_types: Sequence[str]) -> Steps:
+def steps_of(
+    histories: Sequence[Sequence[Mapping[str, Any]]],
+    items: Mapping[str, int],
+    event_types: Sequence[str],
+    features: Sequence[Mapping[str, float | None]] | None = None,
+) -> Steps:
     """Histories as steps, each that of a user of its own; `items` are indices by id. Raises KeyError, TypeError or ValueError for what is no history.
 
     A history's steps are oldest first; each has `item_id`, `event_type`, `response` (or None) and `event_time` (seconds since 1970).
-    Items and event types that are not known count as steps with an unknown one.
+    Items and event types that are not known count as steps with an unknown one. `features` of each user, by name, hold at whatever moment.
     """
+    if features is not None and len(features) != len(histories):
+        raise ValueError(f"{len(features)} users have features, and {len(histories)} a history")
     kinds = {name: code for code, name in enumerate(event_types, start=1)}
     rows = [step for history in histories for step in history]
     count = len(rows)
@@ -33,6 +40,7 @@ def steps_of(histories: Sequence[Sequence[Mapping[str, Any]]], items: Mapping[st
         propensity=np.full(count, np.nan, dtype=np.float32),
         candidates=np.zeros(count, dtype=np.int32),
         day=(time // DAY_SECONDS).astype(np.int32),
+        known=Evenings.given(features or []),
     )
 
 

@@ -79,6 +79,8 @@ def fit(
             train = train.model_copy(update={"epochs": train.warm_epochs})
         else:
             _levelled(network, data.counts.level, [policy.gamma for policy in policies.values()])
+            if network.known is not None:
+                network.known.measure(data.buckets)
             network.item_vector.load_state_dict({"weight": torch.from_numpy(item_factors(data.buckets, len(data.catalogue), train.dim, train.seed))})
         if not ranks.is_first:
             torch.manual_seed(train.seed + ranks.rank)  # so that each drops and draws others
@@ -106,8 +108,9 @@ def _levelled(network: Network, level: float, gammas: Sequence[float]) -> None:
 def config_of(train: Train, event_types: tuple[str, ...], repeats: bool) -> NetworkConfig:
     """The shape of the network that the settings ask for."""
     same = ("dim", "layers", "heads", "context", "encoder", "dropout", "id_dropout", "step_id_dropout", "critics", "lower")
-    shape = {name: getattr(train, name) for name in same}
-    return NetworkConfig(event_types=event_types, repeats=repeats, policies=len(train.policies) or 1, behaviour=train.support is not None, **shape)
+    shape: dict[str, Any] = {name: getattr(train, name) for name in same}
+    shape |= {"policies": len(train.policies) or 1, "behaviour": train.support is not None, "user_features": tuple(train.user_features)}
+    return NetworkConfig(event_types=event_types, repeats=repeats, **shape)
 
 
 @contextmanager
@@ -236,7 +239,7 @@ class _Learner:
         if self._position.epoch == self._epoch:
             yield from self._loader.batches(self._position)
         while True:
-            yield Packed.of_nobody(self._packing.length, self._data.first_day), self._position
+            yield Packed.of_nobody(self._packing.length, self._data.first_day, len(self._train.user_features)), self._position
 
     def _save(self) -> None:
         if self._draft:

@@ -23,13 +23,14 @@ from models.candidates import CandidateSets
 from models.data import DAY_SECONDS, Ints, Steps, read_steps
 from models.events import since
 from models.shards import Shard
+from models.user_features import FeatureFiles
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Windows end to end in rows of one length. All [rows, length]; behind the last window of a row everything is 0.
+    """Windows end to end in rows of one length. All but `features` [rows, length]; behind the last window of a row everything is 0.
 
-    A window begins with a slot for the state before its first step, in which all is 0 but the segment and the time.
+    A window begins with a slot for the state before its first step, in which all is 0 but the segment, the time, and what is known of the user.
     """
 
     segment: Tensor  # int32: place of the slot's window in the row, from 1; a step sees its own window alone. 0 = padding
@@ -45,24 +46,30 @@ class Packed:
     propensity: Tensor  # float32
     candidates: Tensor  # int32
     day: Tensor  # int32
+    known: Tensor  # int32: row of `features` that the slot's state has, those of the eve of its moment
+    features: Tensor  # float32[user-days, names] of gold.user_features, each once; nan = null, and so is all of the first row
 
     def __len__(self) -> int:
         return len(self.segment)
 
     def __getitem__(self, rows: slice) -> Packed:
-        return Packed(*(getattr(self, field.name)[rows] for field in fields(self)))
+        return Packed(**{name: getattr(self, name)[rows] for name in PER_SLOT}, features=self.features)
 
     def pin_memory(self) -> Packed:
         """The same in memory that a GPU reads from by itself, as DataLoader asks for."""
         return Packed(*(getattr(self, field.name).pin_memory() for field in fields(self)))
 
     @classmethod
-    def of_nobody(cls, length: int, day: int) -> Packed:
+    def of_nobody(cls, length: int, day: int, features: int = 0) -> Packed:
         """A row with a window of no step on a day: nothing is learnt from it."""
         large, number, small, flag, real = (torch.zeros(1, length, dtype=kind) for kind in (torch.int64, torch.int32, torch.int8, torch.bool, torch.float32))
         segment = number.clone()
         segment[0, 0] = 1
-        return cls(segment, flag, number, small, small, real, large, number, flag, small, real, number, number + day)
+        nothing = torch.full((1, features), torch.nan)
+        return cls(segment, flag, number, small, small, real, large, number, flag, small, real, number, number + day, number, nothing)
+
+
+PER_SLOT = tuple(field.name for field in fields(Packed) if field.name != "features")
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,7 @@ class LakeBuckets:
     shards: tuple[Shard, ...]
     places: NDArray[np.int32]  # as of `item_places`
     sets: CandidateSets | None = None
+    features: FeatureFiles | None = None
 
     @property
     def sizes(self) -> Sequence[int]:
@@ -115,7 +123,8 @@ class LakeBuckets:
     def read(self, place: int) -> tuple[int, Steps]:
         """As `Buckets` says."""
         shard = self.shards[place]
-        return shard.bucket, read_steps(self.lake, shard.files, self.places, self.lake.event_types, self.sets)
+        steps = read_steps(self.lake, shard.files, self.places, self.lake.event_types, self.sets)
+        return shard.bucket, self.features.beside(steps, 0, int(steps.day.max(initial=0))) if self.features else steps
 
 
 @dataclass(frozen=True)
@@ -248,9 +257,23 @@ def pack(steps: Steps, context: int, length: int, rng: np.random.Generator) -> P
     wait = _waits(steps)[step]
     wait[start] = np.where(is_first[begin], 0, wait[start])
     wait[padded] = 0
-    columns = {"segment": segment, "fresh": is_fresh, "wait": wait}
-    columns |= {field.name: gathered(field.name) for field in fields(Packed) if field.name not in columns}
-    return Packed(**{name: torch.from_numpy(values.reshape(rows, length)) for name, values in columns.items()})
+    before, after = _known(steps)
+    known = after[step]
+    known[start] = before[begin]
+    known[padded] = 0
+    columns = {"segment": segment, "fresh": is_fresh, "wait": wait, "known": known}
+    columns |= {name: gathered(name) for name in PER_SLOT if name not in columns}
+    tensors = {name: torch.from_numpy(values.reshape(rows, length)) for name, values in columns.items()}
+    return Packed(**tensors, features=torch.from_numpy(steps.known.values))
+
+
+def _known(steps: Steps) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The row of what is known of the user, in the states before and after each step; as in `_waits`, the last one's is of the end of the last day."""
+    users = steps.users()
+    before = steps.known.rows(users, steps.day - 1)
+    after, last = np.roll(before, -1), steps.offsets[1:][np.diff(steps.offsets) > 0] - 1
+    after[last] = steps.known.rows(users[last], int(steps.day.max(initial=0)))
+    return before, after
 
 
 def _waits(steps: Steps) -> NDArray[np.int32]:

@@ -4,6 +4,7 @@
 
 g(a) is the item's own vector plus those of its content: its category path, and what else is given of it, numbers and vectors (`models.content`).
 So an item without a history is scored by its content.
+The state is what the encoder makes of the steps, and what is known of the user on the eve of its day, where that is asked for (`models.user_features`).
 The meeting term is for the items that the window of the user holds, and for no other: when, how often and how each was last met.
 The kin term is for the items of the categories that it holds: a sum over all steps of the category, by how long ago and how they ended.
 Policies that learn together have one pass and one g between them, and a head and a b each. With several critics there are as many passes, and of
@@ -28,6 +29,7 @@ from models.content import given_of, part_over
 from models.data import Catalogue, Ints, Steps
 from models.encoders import Mean, Recurrent, Transformer, View
 from models.popularity import POPULARITY_FEATURES
+from models.user_features import FeaturePart
 
 _TIME_BUCKETS = 32  # floor(log2(1 + seconds))
 _COUNT_BUCKETS = 8
@@ -53,6 +55,7 @@ class NetworkConfig:
     critics: int = 1  # passes, and heads of a policy
     lower: float = 0.0  # standard deviations of the critics below their mean that a policy ranks by
     behaviour: bool = False  # whether one more head says what the log chooses
+    user_features: tuple[str, ...] = ()  # that a state has
 
 
 ENCODERS: dict[str, Callable[[NetworkConfig], nn.Module]] = {
@@ -233,6 +236,7 @@ class Network(nn.Module):
         with torch.no_grad():
             self.item_vector.weight[0].zero_()
             self.category_vector.weight[0].zero_()
+        self.known = FeaturePart(len(config.user_features), dim) if config.user_features else None
 
     def items(self, table: ItemTable, own: tuple[Tensor, Tensor] | None = None) -> ItemVectors:
         """What stands for every item of the table. In training some of those that have content go without their own vector.
@@ -259,11 +263,18 @@ class Network(nn.Module):
                 content, has_content = content + vector, has_content | is_given
         return content, has_content
 
-    def states(self, rows: Rows, view: View, items: ItemVectors) -> list[States]:
-        """The states of the slots that `view` is of, as each head sees them: the critics of each policy, and then, where there is one, that of the log."""
+    def states(self, rows: Rows, view: View, items: ItemVectors, known: Tensor | None = None) -> list[States]:
+        """The states of the slots that `view` is of, as each head sees them: the critics of each policy, and then, where there is one, that of the log.
+
+        `known` [rows, slots, user_features] is what is known of the user in each of them; nan, or None, where nothing is.
+        """
         tokens = self.item_input(self._read(rows.item, items)) + self.event(rows.event) + self.response(rows.response)
         tokens = torch.where(view.follows[:, :, None], tokens, self.start) + self.wait(view.wait)
         hidden = [encoder(self.dropout(tokens), view) for encoder in self.encoders]
+        if self.known is not None:
+            if known is None:
+                known = tokens.new_full((*hidden[0].shape[:2], len(self.config.user_features)), torch.nan)
+            hidden = [self.known(one, known) for one in hidden]
         return [head(rows, view, hidden[number % len(hidden)], bias) for number, (head, bias) in enumerate(zip(self.heads, items.bias.T, strict=True))]
 
     def alone(self, policy: int) -> Network:

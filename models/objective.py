@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from jobs.settings import Train
-from models.loader import Packed
+from models.loader import PER_SLOT, Packed
 from models.losses import (
     Drawn,
     Head,
@@ -60,6 +60,7 @@ class Batch:
     candidates: Tensor  # int64 the set that it was chosen from, a number of the training data's, or, once counted, of the part's; 0 = all available
     elapsed: Tensor  # float32 what passes from it to the next step of the window: 1, or a time in units of train.gamma_hours
     day: Tensor  # int64 its day, or, where none follows, that of the step before; index into the days of the training data
+    known: Tensor  # float32[rows, slots, features] of the user, as of the eve of the state's moment; nan = not known
 
 
 def batch_of(packed: Packed, first_day: int, scale: float, device: torch.device, gamma_hours: float | None = None) -> Batch:
@@ -67,7 +68,8 @@ def batch_of(packed: Packed, first_day: int, scale: float, device: torch.device,
 
     Time passes by `gamma_hours`, where given, else by steps; after the last step of a window one unit.
     """
-    packed = Packed(*(getattr(packed, field.name).to(device, non_blocking=True) for field in fields(Packed)))
+    known = packed.features[packed.known.long()].to(device, non_blocking=True)
+    packed = Packed(**{name: getattr(packed, name).to(device, non_blocking=True) for name in PER_SLOT}, features=packed.features)
     rows = Rows(*(getattr(packed, field.name).long() for field in fields(Rows)))
     acts = pad((rows.segment[:, 1:] == rows.segment[:, :-1]) & (rows.segment[:, 1:] > 0), (0, 1))
 
@@ -92,6 +94,7 @@ def batch_of(packed: Packed, first_day: int, scale: float, device: torch.device,
         following(packed.candidates.long()),
         elapsed,
         day,
+        known,
     )
 
 
@@ -133,8 +136,8 @@ def batch_loss(online: Network, target: Network, part: Part, batch: Batch, polic
     items = online.items(part.table, own)
     with torch.no_grad():
         target_items = target.items(part.table)
-        target_states = target.states(rows, view, target_items)
-    states = online.states(rows, view, items)
+        target_states = target.states(rows, view, target_items, batch.known)
+    states = online.states(rows, view, items, batch.known)
 
     # The state after the last step too: the bootstrap needs it. In the order of the days, each of which has a popularity of its own.
     places = (batch.learnt | (rows.segment > 0) & ~batch.acts).flatten().nonzero().squeeze(1)

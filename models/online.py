@@ -70,6 +70,7 @@ class Online:
     steps: int  # last steps of a user that the program takes
     event_types: tuple[str, ...]
     repeats: bool
+    user_features: tuple[str, ...] = ()  # that the program takes of a user
 
     @classmethod
     def of_policy(cls, policy: Policy) -> Online:
@@ -82,7 +83,8 @@ class Online:
                 "Export one that was trained with train.lower = 0, or name another with --policy."
             )
         vectors = torch.cat([items.whole, items.bias.mean(1, keepdim=True), popularity], dim=1)
-        return cls(PolicyProgram(network, table, items).eval(), vectors, table.leaf, config.context + 1, config.event_types, config.repeats)
+        program = PolicyProgram(network, table, items).eval()
+        return cls(program, vectors, table.leaf, config.context + 1, config.event_types, config.repeats, config.user_features)
 
     @classmethod
     def of_scores(cls, scores: Tensor, event_types: tuple[str, ...], repeats: bool) -> Online:
@@ -93,14 +95,16 @@ class Online:
         """Write program, items and manifest into a folder that is there; return the manifest, of which `about` is a part."""
         users = torch.export.Dim("users")
         shapes = {"steps": (2, self.steps, len(OF_EACH_STEP)), "count": (2,), "now": (2,)}  # of 2 users: of 1 it would take the number for a constant
-        empty = tuple(torch.zeros(shape, dtype=torch.int64) for shape in shapes.values())
-        program = torch.export.export(self.program, empty, dynamic_shapes={name: {0: users} for name in shapes})
+        empty = {name: torch.zeros(shape, dtype=torch.int64) for name, shape in shapes.items()}
+        if self.user_features:
+            empty["features"] = torch.zeros(2, len(self.user_features))
+        program = torch.export.export(self.program, tuple(empty.values()), dynamic_shapes={name: {0: users} for name in empty})
         torch.export.save(program, folder / "policy.pt2")
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(self.vectors.cpu().numpy().ravel()), self.vectors.shape[1])
         columns = {"item_id": pa.array(catalogue.item_ids), "category": self.category.cpu().numpy(), "available": catalogue.available, "vector": vectors}
         pq.write_table(pa.table(columns), folder / "items.parquet")
         manifest = {**about, "steps": self.steps, "of_each_step": OF_EACH_STEP, "event_types": self.event_types, "repeats": self.repeats}
-        manifest["torch"] = torch.__version__
+        manifest |= {"user_features": self.user_features, "torch": torch.__version__}
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         return manifest
 
@@ -115,19 +119,20 @@ class PolicyProgram(nn.Module):
         self.network.encoders = nn.ModuleList(OneWindow(encoder) if isinstance(encoder, Recurrent) else encoder for encoder in self.network.encoders)
         self.whole, self.leaf = nn.Buffer(items.whole.cpu()), nn.Buffer(table.leaf.cpu())
 
-    def forward(self, steps: Tensor, count: Tensor, now: Tensor) -> dict[str, Tensor]:
+    def forward(self, steps: Tensor, count: Tensor, now: Tensor, features: Tensor | None = None) -> dict[str, Tensor]:
         """States of users at the moments `now`, int64[users], in seconds since 1970.
 
         `steps` int64[users, context + 1, OF_EACH_STEP]: the last steps of each, oldest first, then whatever; items by place, event types
         and responses by their place from 1, 0 = none or unknown. `count` int64[users]: how many they are. Of the first of context + 1 only
-        the time is looked at. Returns query [users, width]; met_item int64[users, slots] and meeting [users, slots], category int64[users,
-        slots] and kin [users, slots], where 0 adds to nothing.
+        the time is looked at. `features` float32[users, user_features], where the policy has some: nan = not known. Returns query
+        [users, width]; met_item int64[users, slots] and meeting [users, slots], category int64[users, slots] and kin [users, slots], where 0
+        adds to nothing.
         """
         rows, last = self._rows(steps, count, now)
-        items = ItemVectors(
-            self.whole, self.whole, self.whole[:, :1].expand(-1, len(self.network.heads)), self.leaf > 0
-        )  # of which the states read the first alone
-        critics = self.network.states(rows, view_of(rows, self.network.config.context, last), items)
+        biases = self.whole[:, :1].expand(-1, len(self.network.heads))
+        items = ItemVectors(self.whole, self.whole, biases, self.leaf > 0)  # of which the states read the first alone
+        view = view_of(rows, self.network.config.context, last)
+        critics = self.network.states(rows, view, items, None if features is None else features[:, None])
 
         def mean(name: str) -> Tensor:
             return torch.stack([getattr(states, name) for states in critics]).mean(0)

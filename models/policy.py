@@ -54,7 +54,8 @@ class Learnt:
             raise NotReady(f"The policy folder {folder} has form {config.get('form')}, and this version of Nightjar reads form {FORM}. Train its day again.")
         items = pq.read_table(pa.BufferReader(files["items.parquet"].read_bytes()))
         catalogue = _catalogue_of(items)
-        shape = NetworkConfig(**config["network"] | {"event_types": tuple(config["network"]["event_types"])})
+        names = {kind: tuple(config["network"].get(kind, ())) for kind in ("event_types", "user_features")}
+        shape = NetworkConfig(**config["network"] | names)
         network = network_over(catalogue, shape)
         network.load_state_dict(load(files["policy.safetensors"].read_bytes()))
         return cls(network, catalogue, items["popularity"].to_pylist())
@@ -132,12 +133,24 @@ class Policy:
         network = learnt.network.to(device_of_choice())
         return cls(folder.name, network, item_ids, categories, catalogue, event_types or network.config.event_types, popularity)
 
-    def recommend(self, histories: Sequence[Sequence[Mapping[str, Any]]], n: int, now: Sequence[int] | None = None) -> list[list[str]]:
+    @property
+    def user_features(self) -> tuple[str, ...]:
+        """Columns of gold.user_features that its states have, where `Steps.known` tells them."""
+        return self._network.config.user_features
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[Mapping[str, Any]]],
+        n: int,
+        now: Sequence[int] | None = None,
+        features: Sequence[Mapping[str, float | None]] | None = None,
+    ) -> list[list[str]]:
         """The best n items that are available for each history, as `models.histories.steps_of` takes them; an empty one is that of somebody new.
 
-        `now` is the moment of each choice, in seconds since 1970; None = right after the last step of each.
+        `now` is the moment of each choice, in seconds since 1970; None = right after the last step of each. `features` of each user, by name, are
+        those of `user_features` that are known; None = none are.
         """
-        steps = steps_of(histories, self._catalogue.index(), self._event_types)
+        steps = steps_of(histories, self._catalogue.index(), self._event_types, features)
         users = np.arange(len(histories))
         allowed = offered(self._catalogue.available, steps, users, self._network.config.repeats)
         return best(self.score(steps, users, steps.offsets[1:], None if now is None else np.array(now)), allowed, n, self._catalogue.item_ids)
@@ -157,7 +170,9 @@ class Policy:
         for first in range(0, len(users), _BATCH):
             rows = slice(first, first + _BATCH)
             begins = np.maximum(steps.offsets[users[rows]], ends[rows] - self._network.config.context)
-            heads, values = self._last_states(rows_of(steps, begins, ends[rows], self._device, None if now is None else now[rows]))
+            moments = None if now is None else now[rows]
+            known = torch.from_numpy(steps.known.of(users[rows], steps.eves(users[rows], ends[rows], moments), self.user_features)).to(self._device)
+            heads, values = self._last_states(rows_of(steps, begins, ends[rows], self._device, moments), known[:, None])
             scores[rows] = lower_bound(torch.stack([all_scores(head) for head in heads]), self._network.config.lower).cpu().numpy()
             value[rows] = values.mean(0).cpu().numpy()
         scores[:, 0] = -np.inf
@@ -172,11 +187,14 @@ class Policy:
         """What makes the scores: the network, and of each item what it knows, its vectors, and its popularity, [items, features]."""
         return self._network, self._table, self._items, self._popularity[0]
 
-    def _last_states(self, rows: Rows) -> tuple[list[Head], torch.Tensor]:
-        """The head of each critic in the state after the last step of each window, and its V there: [critics, windows]."""
+    def _last_states(self, rows: Rows, known: torch.Tensor) -> tuple[list[Head], torch.Tensor]:
+        """The head of each critic in the state after the last step of each window, and its V there: [critics, windows].
+
+        `known` [windows, 1, user_features] is as of then.
+        """
         rows = replace(rows, event=self._kinds[rows.event], response=self._kinds[rows.response])
         last = rows.segment.sum(1, keepdim=True) - 1
-        critics = self._network.states(rows, view_of(rows, self._network.config.context, last), self._items)
+        critics = self._network.states(rows, view_of(rows, self._network.config.context, last), self._items, known)
         day, places = torch.zeros_like(last[:, 0]), torch.arange(len(last), device=self._device)
         heads = [head_of(rows, states, self._table, self._items, self._popularity, day, places) for states in critics]
         return heads, torch.stack([states.value[:, 0, 0] for states in critics])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from models.data import DAY_SECONDS, DailyCounts, Ints, Steps
+from models.data import DAY_SECONDS, PER_STEP, DailyCounts, Ints, Steps, ranges
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Reading:
             "propensity": np.nan,
             "day": now // DAY_SECONDS,
         }
-        lengths = ends - begins
-        own = np.arange(lengths.sum()) + np.repeat(begins - (np.cumsum(lengths) - lengths), lengths)
+        lengths, own = ends - begins, ranges(begins, ends)
         is_read = np.repeat(np.tile([False, True], len(users)), np.column_stack([lengths, np.full(len(users), places)]).ravel())
         columns = {}
-        for name in (field.name for field in fields(Steps) if field.name not in ("user_ids", "offsets")):
+        for name in PER_STEP:
             values = getattr(steps, name)
             columns[name] = np.empty(len(is_read), dtype=values.dtype)
             columns[name][~is_read] = values[own]
             columns[name][is_read] = np.broadcast_to(read.get(name, 0), items.shape).ravel()
         offsets = np.concatenate([[0], np.cumsum(lengths + places)])
-        return replace(steps, user_ids=tuple(steps.user_ids[user] for user in users.tolist()), offsets=offsets, **columns)
+        user_ids = tuple(steps.user_ids[user] for user in users.tolist())
+        return replace(steps, user_ids=user_ids, offsets=offsets, known=steps.known.alone(users), **columns)

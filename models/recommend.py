@@ -21,6 +21,7 @@ def answers(lines: Iterable[str], lake: Lake, settings: Settings, day: date, pol
     """For each line `{"n": …, "histories": [[step, …], …]}` a line `{"lists": [[item_id, …], …]}`, best item first.
 
     A request may say `"now": [1767225600, …]`, the moment of each choice in seconds since 1970; else it is right after the last step.
+    It may say `"features": [{"click_count_7d": 3.0}, …]` too, of each user what is known of gold.user_features; else nothing is.
     A history's steps are oldest first; each has `item_id`, `event_type`, `response` (or null) and `event_time` (seconds since 1970).
     Items and event types that are not known count as steps with an unknown one. `policy` as in `load_served`, whose errors these are;
     BadRequest for a line that is none of this.
@@ -31,8 +32,8 @@ def answers(lines: Iterable[str], lake: Lake, settings: Settings, day: date, pol
             request = json.loads(line)
             n, histories = int(request["n"]), request["histories"]
             now = np.array([int(moment) for _, moment in zip(histories, request["now"], strict=True)], dtype=np.int64) if "now" in request else None
-            steps = steps_of(histories, served.catalogue.index(), tuple(settings.event_types))
-        except (ValueError, KeyError, TypeError) as error:
+            steps = steps_of(histories, served.catalogue.index(), tuple(settings.event_types), request.get("features"))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadRequest(f"Line {number} of the input can't be read ({error!r}). Expected something like {_EXPECTED}") from error
         users = np.arange(len(histories))
         scores, allowed = served.ranker.score(steps, users, steps.offsets[1:], now), served.candidates(steps, users, settings.evaluate.repeats)

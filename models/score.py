@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import date
 from typing import Any
 
@@ -21,6 +21,7 @@ from models.policy import Policy
 from models.reading import Reading
 from models.reasons import Reasons
 from models.serving import Served, load_served, with_stranger
+from models.user_features import FeatureFiles
 
 _BATCH = 512  # users scored at once
 
@@ -30,13 +31,17 @@ ScoreAfter = Callable[[Ints], Floats]
 def run(lake: Lake, settings: Settings, day: date) -> None:
     """Write gold.recommendations of `day` with the policy that its verdict serves.
 
-    Raises NotReady when the day has no verdict, or the policy is gone; FutureData when the transitions know more than `day`.
+    Raises NotReady when the day has no verdict, the policy is gone, or it needs features of the day that were not made; FutureData when the
+    transitions know more than `day`.
     """
     inputs = lake.versions(find_step("score").reads)
     served = load_served(lake, settings, day, None)
     inputs["gold.transitions"] = served.transitions_version
-    rows = lists(served, settings, day)
-    lake.replace("gold.recommendations", pa.table(rows, lake.schema("gold.recommendations")), "score", [day], inputs)
+    names = served.ranker.user_features if isinstance(served.ranker, Policy) else ()
+    features = FeatureFiles.load(lake, names, day, day, inputs.pop("gold.user_features", None))
+    evening = day_number(day)
+    rows = lists(replace(served, steps=features.beside(served.steps, evening + 1, evening)), settings, day)
+    lake.replace("gold.recommendations", pa.table(rows, lake.schema("gold.recommendations")), "score", [day], inputs | features.inputs)
 
 
 def lists(served: Served, settings: Settings, day: date) -> dict[str, list[Any]]:

@@ -26,6 +26,7 @@ from models.popularity import DecayedCounts
 from models.ranks import ALONE, Ranks, joined
 from models.shards import ShardManifest
 from models.training_data import TrainingData
+from models.user_features import FeatureFiles
 
 
 def run_together(lake: Lake, settings: Settings, day: date) -> None:
@@ -42,25 +43,26 @@ def run(lake: Lake, settings: Settings, day: date, ranks: Ranks = ALONE) -> None
     """Train on the days [day - window + 1, day - holdout_days], write a policy folder, or one for each of train.policies, and register it in gold.policies.
 
     With train.patience the last train.validation_days of them are not learnt from: they say when to stop.
-    Raises NotReady when the day has no transitions, FutureData when all that is there knows more than `day`, TooLittleData when there
-    is nothing to choose between, TrainingFailed when the loss is no number, and Interrupted when SIGTERM has ended it: the same run
-    again goes on from there, to the same policy. Of several ranks the first one writes.
+    Raises NotReady when the day has no transitions, or a day of the window no features where train.user_features names some; FutureData when
+    all that is there knows more than `day`, TooLittleData when there is nothing to choose between, TrainingFailed when the loss is no number,
+    and Interrupted when SIGTERM has ended it: the same run again goes on from there, to the same policy. Of several ranks the first one writes.
     """
     inputs = lake.versions(find_step("train").reads)
     first, last = day - timedelta(days=settings.train.window_days - 1), day - timedelta(days=settings.evaluate.holdout_days)
     inputs["gold.transitions"] = version = version_as_of(lake, first, day)
+    features = FeatureFiles.load(lake, settings.train.user_features, first - timedelta(days=1), last, inputs.pop("gold.user_features", None))
     champion = champion_before(lake, day) if settings.train.warm_epochs else None
     catalogue = load_catalogue(lake, day, version)
     validated = [last - timedelta(days=back) for back in reversed(range(settings.train.validation_days if settings.train.patience else 0))]
     last -= timedelta(days=len(validated))
-    data = TrainingData.load(lake, catalogue, version, first, last, len(validated), settings.train.context)
+    data = TrainingData.load(lake, catalogue, version, first, last, len(validated), settings.train.context, features)
     shards = ShardManifest.of(lake, first, last + timedelta(days=len(validated)), version).shards
     manifest = {
         "day": str(day),
         "trained_from": str(first),
         "trained_to": str(last),
         "validated_on": [*map(str, validated)],
-        "inputs": inputs,
+        "inputs": inputs | features.inputs,
         "shards": [shard.content for shard in shards],
         "revision": revision(),
         "seed": settings.train.seed,
@@ -101,7 +103,7 @@ def run(lake: Lake, settings: Settings, day: date, ranks: Ranks = ALONE) -> None
             "day": day,
         }
         rows.append(row)
-    lake.replace("gold.policies", pa.Table.from_pylist(rows, lake.schema("gold.policies")), "train", [day], inputs)
+    lake.replace("gold.policies", pa.Table.from_pylist(rows, lake.schema("gold.policies")), "train", [day], inputs | features.inputs)
 
 
 def _version(day: date, manifest: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from models.candidates import CandidateSets
 from models.data import Bools, Catalogue, DailyCounts, day_number, item_places, load_availability
 from models.loader import Buckets, LakeBuckets, LateBuckets
 from models.shards import ShardManifest
+from models.user_features import FeatureFiles
 
 
 def _check_enough(counts: DailyCounts, catalogue: Catalogue, first: date, last: date, validation_days: int, lake: Lake) -> None:
@@ -44,20 +45,24 @@ class TrainingData:
     sets: CandidateSets = field(default_factory=CandidateSets.none)  # that the buckets tell of
 
     @classmethod
-    def load(cls, lake: Lake, catalogue: Catalogue, version: int, first: date, last: date, validation_days: int, context: int) -> TrainingData:
+    def load(
+        cls, lake: Lake, catalogue: Catalogue, version: int, first: date, last: date, validation_days: int, context: int, features: FeatureFiles | None = None
+    ) -> TrainingData:
         """The days first..last of a version of gold.transitions, and so many days of validation after them; what was chosen counts as available.
 
+        States have what the `features` tell of their users, those of the evenings from the one before `first` on.
         Raises TooLittleData when there is nothing to choose between, or no step in the days of validation.
         """
         end, places = last + timedelta(days=validation_days), item_places(lake, catalogue)
         sets = CandidateSets.load(lake, catalogue.item_ids, first, end)
-        learnt = LakeBuckets(lake, ShardManifest.of(lake, first, last, version).shards, places, sets if len(sets) else None)
-        everything = replace(learnt, shards=ShardManifest.of(lake, first, end, version).shards) if validation_days else learnt
-        counts = DailyCounts.of(steps for _, steps in map(everything.read, range(len(everything.sizes))))
+        bare = LakeBuckets(lake, ShardManifest.of(lake, first, end, version).shards, places, sets if len(sets) else None)
+        counts = DailyCounts.of(steps for _, steps in map(bare.read, range(len(bare.sizes))))
         _check_enough(counts, catalogue, first, last, validation_days, lake)
         begin = int(counts.day[0])
         eligible = load_availability(lake, catalogue, counts, first + timedelta(days=begin - day_number(first)), end)
         eligible[counts.day - begin, counts.item] = True
         eligible[:, 0] = False
+        everything = replace(bare, features=features)
+        learnt = replace(everything, shards=ShardManifest.of(lake, first, last, version).shards)
         validation = LateBuckets(everything, day_number(last) + 1, context) if validation_days else None
         return cls(catalogue, learnt, counts.until(day_number(last)), begin, eligible, validation, sets)

@@ -44,6 +44,7 @@ from models.policy import Policy, device_of_choice
 from models.popularity import DecayedCounts
 from models.shards import ShardManifest
 from models.training_data import TrainingData
+from models.user_features import FeatureFiles
 
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -94,8 +95,10 @@ class Window:
         version, event_types = version_as_of(lake, first, day), tuple(settings.event_types)
         catalogue = load_catalogue(lake, last, version)
         days_before = begin - timedelta(days=1)
-        data = TrainingData.load(lake, catalogue, version, first, days_before, settings.train.validation_days, settings.train.context)
-        steps = load_steps(lake, catalogue, event_types, first, last, version)
+        known = lake.versions(["gold.user_features"]).get("gold.user_features")
+        features = FeatureFiles.load(lake, settings.train.user_features, first - timedelta(days=1), last, known)
+        data = TrainingData.load(lake, catalogue, version, first, days_before, settings.train.validation_days, settings.train.context, features)
+        steps = features.beside(load_steps(lake, catalogue, event_types, first, last, version), day_number(begin), day_number(last))
         available = load_availability(lake, catalogue, DailyCounts.of([steps]), begin, last)
         court = Court(steps, until(steps, day_number(days_before)), Candidates(available, day_number(begin), settings.evaluate.repeats), settings)
         ndcg = f"ndcg@{settings.evaluate.cutoff}"
@@ -118,6 +121,7 @@ class Window:
             str(begin) if begin == last else f"{begin}..{last}",
             {
                 "shards": [shard.content for shard in ShardManifest.of(lake, first, last, version).shards],
+                "features": [[file.rows, file.bytes] for file in features.files],
                 "event_types": {name: event_type.model_dump() for name, event_type in settings.event_types.items()},
                 **{name: getattr(settings, name).model_dump() for name in ("train", "evaluate", "score")},
             },

@@ -43,7 +43,7 @@ from jobs.transitions.cuts import reach_days
 from jobs.transitions.items import INDEX
 
 INTERACTIONS, TRANSITIONS, ITEMS, STATISTICS = "silver.interactions", "gold.transitions", "silver.items", "gold.feature_statistics"
-SET_ASIDE = "gold.set_aside"
+SET_ASIDE, FEATURES = "gold.set_aside", "gold.user_features"
 # What the features of an entity read of the items that hold on a day.
 _READ_OF_ITEMS = {"user": "item_id, category[1], embeddings", "item": "item_id, category[1], price, first_known"}
 # A source of silver, what tells its rows' subjects apart, and the tables that are made from it, subject by subject.
@@ -311,14 +311,14 @@ class _Search:
     def tonight(self) -> None:
         """Tables of the newest night, from the policy to the list that is served."""
         nights = self.lake.done(TRANSITIONS)
-        stale = {one.table for one in self.found} & {TRANSITIONS, ITEMS}
+        stale = {one.table for one in self.found} & {TRANSITIONS, ITEMS, FEATURES}
         earlier = {table for name in FEATURES_DAILY for table in find_step(name).writes}
         for step in map(find_step, POLICY_DAILY):
             for table in step.writes:
                 commit = self._made(table).get(max(nights)) if nights else None
                 if commit is None:
                     return
-                sources = [source for source in step.reads if source in earlier]
+                sources = [source for source in step.reads if source in earlier and (source != FEATURES or source in commit.inputs)]  # a policy may need none
                 reasons = [f"{source} is stale" for source in sources if source in stale]
                 reasons += [f"{source} has changed" for source in sources if self._differs(source, commit.inputs.get(source), max(nights))]
                 if reasons:
@@ -329,7 +329,7 @@ class _Search:
     def _differs(self, source: str, since: int | None, night: date) -> bool:
         """Whether the rows of a table that count for a night are others than in a version of it."""
         newer = [commit for commit in self._commits(source) if since is not None and commit.version > since]
-        if source == TRANSITIONS:
+        if source in (TRANSITIONS, FEATURES):
             days = {day for commit in newer for day in commit.replaced if day <= night}
         else:
             days = {night} if source == ITEMS or any(night in commit.days for commit in newer) else set()

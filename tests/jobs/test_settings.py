@@ -64,6 +64,17 @@ def test_the_file_at_the_top_of_the_project_is_sound(monkeypatch: pytest.MonkeyP
         ('[train.policies."to buy"]\nalpha = 1\n', r"train\.policies: .*'to buy' becomes part of the name of a policy"),
         ("[train.policies.bold]\ndim = 8\n", r"train\.policies\.bold\.dim: Extra inputs are not permitted"),
         ("[train.policies.bold]\nrewards = { sold = 2 }\n", r"train\.rewards: sold is not among event_types, which has impression, "),
+        (
+            '[train]\nuser_features = ["click_cont_7d"]\n',
+            r"train\.user_features: 'click_cont_7d' is no column of gold\.user_features; did you mean click_count_7d\? `nightjar features list`",
+        ),
+        ('[train]\nuser_features = ["price"]\n', r"train\.user_features: 'price' is no column of gold\.user_features"),
+        (
+            '[train]\nuser_features = ["click_category_top_30d"]\n',
+            r"train\.user_features: click_category_top_30d is of type array<string>, and a state takes numbers alone \(double\)",
+        ),
+        ('[train]\nuser_features = ["click_count_7d", "click_count_7d"]\n', r"train\.user_features: click_count_7d is there more than once"),
+        ('[train]\nuser_features = "click_count_7d"\n', r"train\.user_features: Input should be a valid list, got 'click_count_7d'"),
         ("score = [", "is no TOML"),
     ],
 )

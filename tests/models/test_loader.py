@@ -22,7 +22,7 @@ from deltalake import write_deltalake
 from jobs.contracts.errors import TooLittleData
 from jobs.lake import Lake
 from models.data import END_CODES, Steps, day_number, read_steps
-from models.loader import HeldBucket, LakeBuckets, LateBuckets, Loader, Packed, Packing, Position, cut, pack
+from models.loader import PER_SLOT, HeldBucket, LakeBuckets, LateBuckets, Loader, Packed, Packing, Position, cut, pack
 from models.shards import ShardManifest
 from tests.models.made import DAY as MADE_DAY
 from tests.models.made import make
@@ -254,7 +254,7 @@ def test_a_window_is_what_a_user_did_in_order(lake: Lake) -> None:
             for segment in range(1, windows + 1):
                 start, *slots = (batch.segment[row] == segment).nonzero().flatten().tolist()
                 inside = torch.tensor(slots)
-                assert not any(getattr(batch, field.name)[row, start] for field in fields(Packed) if field.name not in ("segment", "time", "wait"))
+                assert not any(getattr(batch, name)[row, start] for name in PER_SLOT if name not in ("segment", "time", "wait"))
                 rewards = batch.reward[row][inside].tolist()
                 places, fresh = [place[reward] for reward in rewards], batch.fresh[row][inside].tolist()
                 assert places == list(range(places[0], places[0] + len(places)))
@@ -271,8 +271,8 @@ def test_a_window_is_what_a_user_did_in_order(lake: Lake) -> None:
                 before = fresh.index(True)
                 assert before >= PACKING.context // 3 or places[0] == first_of[user_of[rewards[0]]]
             padding = batch.segment[row] == 0
-            for field in fields(Packed):
-                assert not getattr(batch, field.name)[row][padding].any(), field.name
+            for name in PER_SLOT:
+                assert not getattr(batch, name)[row][padding].any(), name
 
 
 def users_of(lengths: Sequence[int]) -> Steps:

@@ -86,6 +86,26 @@ def test_the_program_scores_as_the_policy(tmp_path: Path, shape: dict[str, Any])
                 assert z == pytest.approx(expected[user, item], abs=1e-5)
 
 
+def test_the_program_takes_what_is_known_of_users(tmp_path: Path) -> None:
+    """The features of each, or nan: query is that of the policy, and the manifest says which they are. Without them the service answers too."""
+    policy = a_policy(tmp_path / "p", user_features=("click_count_7d", "click_recency_90d"))
+    (tmp_path / "demo" / "online").mkdir(parents=True)
+    manifest = Online.of_policy(policy).save(tmp_path / "demo" / "online", ITEMS, {})
+    assert manifest["user_features"] == ("click_count_7d", "click_recency_90d")
+    program = torch.export.load(tmp_path / "demo" / "online" / "policy.pt2").module()
+    vectors = np.array(pq.read_table(tmp_path / "demo" / "online" / "items.parquet")["vector"].to_pylist())
+    steps, count, now = torch.zeros(3, 9, 4, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), torch.full((3,), NOW)
+    with torch.no_grad():
+        query = program(steps, count, now, torch.tensor([[50.0, torch.nan], [50.0, 2.0], [torch.nan, torch.nan]]))["query"].numpy()
+    log = steps_of([[]] * 3, ITEMS.index(), EVENT_TYPES, [{"click_count_7d": 50}, {"click_count_7d": 50, "click_recency_90d": 2}, {}])
+    scores = policy.score(log, np.arange(3), log.offsets[1:], now.numpy())
+    np.testing.assert_allclose((query @ vectors.T)[:, 1:], scores[:, 1:], atol=1e-5)
+    assert len({*map(tuple, scores.round(3).tolist())}) == 3
+    service, asked = f"{ALONE}{EXAMPLE}\nprint(json.dumps(recommend(*json.loads(sys.stdin.read()))))", json.dumps([HISTORIES, 6, MOMENTS])
+    answer = subprocess.run([sys.executable, "-c", service], input=asked, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert json.loads(answer.stdout) == policy.recommend(HISTORIES, 6, MOMENTS)
+
+
 def test_a_service_of_torch_alone_answers_as_the_policy(tmp_path: Path) -> None:
     """The example of the README, in a process that knows nothing else; an item that is not available is not recommended."""
     a_policy(tmp_path / "p")

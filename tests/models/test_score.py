@@ -209,12 +209,18 @@ def test_histories_are_answered(lake: Lake, settings: Settings) -> None:
     (late,) = answers(io.StringIO(json.dumps(later)), lake, settings, D, version)
     assert json.loads(late)["lists"][0] == lists[1]
     assert len({tuple(items) for items in json.loads(late)["lists"]}) > 1
+    informed = {"n": 3, "histories": [[], [step]], "features": [{"click_count_7d": 3.0}, {}]}
+    (same,) = answers(io.StringIO(json.dumps(informed)), lake, settings, D, version)
+    assert json.loads(same)["lists"] == [items[:3] for items in lists[:2]], "the policy knows none of them"
     (popular,) = answers(io.StringIO(json.dumps({"n": 1, "histories": [[], [step]]})), lake, settings, D, POPULAR)
     assert len({items[0] for items in json.loads(popular)["lists"]}) == 1
     with pytest.raises(BadRequest, match=r"Line 1 of the input can't be read"):
         list(answers(io.StringIO('{"n": 1}\n'), lake, settings, D, POPULAR))
     with pytest.raises(BadRequest, match=r"Line 1 of the input can't be read"):
         list(answers(io.StringIO('{"n": 1, "now": [1], "histories": []}\n'), lake, settings, D, POPULAR))
+    for features in ("[]", "[1]", '[{"click_count_7d": "many"}]'):
+        with pytest.raises(BadRequest, match=r"Line 1 of the input can't be read"):
+            list(answers(io.StringIO(f'{{"n": 1, "histories": [[]], "features": {features}}}\n'), lake, settings, D, version))
 
 
 def test_a_folder_answers_histories_without_a_lake(tmp_path: Path) -> None:

@@ -316,6 +316,23 @@ def test_the_newest_night(lake: Lake, settings: Settings) -> None:
     assert find_stale(lake, settings) == [], "the next night has not run, and is not stale"
 
 
+def test_a_policy_that_knows_its_users(lake: Lake, settings: Settings) -> None:
+    """Other features on an evening of its window make it stale; one that was trained without any stays."""
+    night, before, after = DAYS[4], DAYS[3], DAYS[4] + timedelta(days=1)
+    for table in ("silver.interactions", "silver.items", "gold.transitions", "gold.user_features"):
+        lake.replace(table, row(lake, table, night), "test", [before, night], {})
+    for reads_features in (False, True):
+        inputs = lake.versions(find_step("train").reads)
+        if not reads_features:
+            inputs.pop("gold.user_features")
+        lake.replace("gold.policies", row(lake, "gold.policies", night), "train", [night], inputs)
+        lake.replace("gold.user_features", row(lake, "gold.user_features", after), "features", [after], {})
+        assert find_stale(lake, settings) == [], "the next evening is none of its"
+        lake.replace("gold.user_features", row(lake, "gold.user_features", before, click_count_7d=float(reads_features)), "features", [before], {})
+        found = [(one.table, one.day, one.reason) for one in find_stale(lake, settings)]
+        assert found == [("gold.policies", night, "gold.user_features has changed")] * reads_features
+
+
 def make_features(lake: Lake, settings: Settings, days: Sequence[date]) -> None:
     """One row of each table of features for each of the days, from what there is."""
     for table in FEATURES:
