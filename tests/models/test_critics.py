@@ -19,7 +19,7 @@ from models.losses import all_scores, head_of, lower_bound
 from models.network import Network, rows_of, view_of
 from models.objective import batch_loss, batch_of
 from models.online import Online
-from models.policy import Learnt, Policy, save_policy
+from models.policy import Learnt, Policy, device_of_choice, save_policy
 from models.popularity import POPULARITY_FEATURES
 from tests.models.learner_cases import EVENT_TYPES, SMALL, catalogue, network, random_steps, steps, training_data
 
@@ -115,9 +115,9 @@ def test_a_warm_start_goes_on_with_each_critic(tmp_path: Path) -> None:
     train = SMALL.model_copy(update={**shape, "learning_rate": 1e-12, "warm_epochs": 1, "policies": both, "support": 3})
     fitted = fit(training_data(ITEMS, log), EVENT_TYPES, train, True, CPU, learnt=Learnt.load(tmp_path / "p"))
     assert fitted is not None
-    served = Policy.load(tmp_path / "p", popularity=POPULARITY)
+    served, learnt = Policy.load(tmp_path / "p", popularity=POPULARITY), fitted[0].to(device_of_choice())
     for policy in range(2):
-        warm = policy_of(fitted[0].alone(policy))
+        warm = policy_of(learnt.alone(policy))
         np.testing.assert_allclose(warm.q(log, np.arange(4), log.offsets[1:])[:, 1:], served.q(log, np.arange(4), log.offsets[1:])[:, 1:], atol=1e-5)
 
 
