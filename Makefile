@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := passive
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-airflow test-breaking test-s3 test-real bench bench-ingest bench-transitions bench-loader bench-learner bench-quality check format doctor pins clean
+.PHONY: help setup demo test test-airflow test-breaking test-s3 test-real bench bench-ingest bench-transitions bench-loader bench-learner bench-quality bench-curves check format doctor pins clean
 
 help: ## print this page
 	@echo "Nightjar: nightly recommendations from raw interaction logs."
@@ -59,6 +59,9 @@ bench-learner: setup ## measure the learner against TorchRL's: 1,000 to 1,000,00
 
 bench-quality: setup ## measure how well the learner ranks the logs of ../shared/data, beside popularity, repeats, EASE and cloning
 	@$(BIN)/python -m tests.benchmarks.quality $(ARGS)
+
+bench-curves: setup ## measure what helps the learner on 1%, 10% and 100% of the users of those logs
+	@$(BIN)/python -m tests.benchmarks.curves $(ARGS)
 
 bench-transitions: setup ## measure silver to transitions against DuckDB and the usual way with Spark: 20 million events
 	@$(BIN)/python -m tests.benchmarks.transitions $(ARGS)

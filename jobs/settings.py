@@ -117,13 +117,17 @@ class Train(_Section):
     step_id_dropout: float = Field(
         0.8, ge=0, lt=1, description="share of the steps of a history that are read by the item's content alone in training, where it has any"
     )
+    crop: float = Field(0.0, ge=0, le=1, description="share of the windows that are read from one of their steps on alone in training")
+    mask: float = Field(0.0, ge=0, lt=1, description="share of the steps of a history that are read as unknown in training")
+    reorder: float = Field(0.0, ge=0, le=1, description="share of the windows in which up to 5 steps in a row are read in any order in training")
+    vector_dim: int = Field(64, ge=1, description="given vectors that are wider are told by so many principal components of those of the catalogue")
     epochs: int = Field(4, ge=1)
     warm_epochs: int | None = Field(
         None, ge=1, description="epochs of a night that begins with the network served before, if of the same shape; unset: none does"
     )
     patience: int | None = Field(None, ge=1, description="epochs without a better validation loss before training stops; unset: all epochs")
     validation_days: int = Field(1, ge=1, description="last training days, kept from learning, that the validation loss is of: with patience, and in tuning")
-    batch_steps: int | None = Field(None, ge=16, description="steps in a batch, of all ranks together; unset: by the log, 1,000 batches an epoch")
+    batch_steps: int | None = Field(None, ge=16, description="steps in a batch, of all ranks together; unset: by the log, 8 to 1,000 batches an epoch")
     learning_rate: float = Field(2e-3, gt=0)
     gamma: float = Field(0.9, ge=0, lt=1, description="discount per step, or per gamma_hours")
     gamma_hours: float | None = Field(None, gt=0, description="hours in which a reward comes to count gamma times as much; unset: gamma is per step")
@@ -173,7 +177,8 @@ class Train(_Section):
 
     def batch_for(self, steps: int) -> int:
         """`batch_steps` for a log of so many steps: a small log needs many updates, and of a large one larger batches take less time."""
-        return self.batch_steps or min(max(steps // 1000, 512), 8192)
+        few = max(16, steps // 8)  # or a night of a small log would be an update or two
+        return self.batch_steps or min(max(steps // 1000, min(few, 512)), 8192)
 
     def each(self, has_refusals: bool) -> dict[str, Train]:
         """Each policy of the run by name, as `for_log`; one without a name, unless `policies` names some."""

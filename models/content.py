@@ -66,9 +66,10 @@ class Projection(nn.Module):
 
     def __init__(self, values: Floats, dim: int) -> None:
         super().__init__()
-        centre = values.sum(0, dtype=np.float64) / max(1, np.count_nonzero(values.any(1)))
+        count = max(1, np.count_nonzero(values.any(1)))
+        centre, square = values.sum(0, dtype=np.float64) / count, np.einsum("ij,ij->", values, values, dtype=np.float64) / count
         self.register_buffer("centre", torch.from_numpy(centre).float())
-        self.register_buffer("spread", torch.tensor(max(1 - centre @ centre, _LEAST_SPREAD**2) ** 0.5).float())  # as each has length 1
+        self.register_buffer("spread", torch.tensor(max(square - centre @ centre, _LEAST_SPREAD**2 * square) ** 0.5).float())
         self.weight = nn.Parameter(torch.randn(dim, len(centre)) * dim**-0.5)
 
     def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,6 +45,7 @@ class Catalogue:
     available: Bools  # [items]; available[0] is False
     numbers: Mapping[str, Floats] = field(default_factory=dict)  # [items], such as the price; nan = not known
     vectors: Mapping[str, Floats] = field(default_factory=dict)  # [items, width], given ones by name, at length 1; zeros = none is given
+    axes: Mapping[str, Floats] = field(default_factory=dict)  # [width as given, width], along which vectors of a name are told, where they are reduced
 
     def __len__(self) -> int:
         return len(self.item_ids)

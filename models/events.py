@@ -65,7 +65,7 @@ class Candidates:
 
 def until(steps: Steps, last_day: int) -> Steps:
     """The steps up to and including `last_day` (days since 1970-01-01); every user stays, some with no step left."""
-    return _kept(steps, steps.day <= last_day)
+    return only(steps, steps.day <= last_day)
 
 
 def since(steps: Steps, first_day: int, before: int) -> Steps:
@@ -73,10 +73,11 @@ def since(steps: Steps, first_day: int, before: int) -> Steps:
     users = steps.users()
     earlier = np.bincount(users[steps.day < first_day], minlength=len(steps.user_ids))
     begins = np.where(earlier < np.diff(steps.offsets), steps.offsets[:-1] + np.maximum(earlier - before, 0), steps.offsets[1:])
-    return _kept(steps, np.arange(len(steps)) >= begins[users])
+    return only(steps, np.arange(len(steps)) >= begins[users])
 
 
-def _kept(steps: Steps, kept: Bools) -> Steps:
+def only(steps: Steps, kept: Bools) -> Steps:
+    """Some of the steps, bool[n]; every user stays, some with no step left."""
     counts = np.bincount(steps.users()[kept], minlength=len(steps.user_ids))
     per_step: dict[str, Any] = {name: getattr(steps, name)[kept] for name in PER_STEP}
     return replace(steps, offsets=np.concatenate([[0], np.cumsum(counts)]), **per_step)

@@ -44,6 +44,7 @@ _LARGEST_GRADIENT = 1.0
 _ROW_RATE = 0.05  # of RowAdagrad
 _DUAL_RATE = 0.05  # of the logarithm of alpha, where it is tuned to a gap
 _SAVED_EVERY = 300  # seconds
+MANY = 4096  # steps; of fewer, factors know by heart what the few users have in common, and vectors had better begin at random
 
 
 def fit(
@@ -81,7 +82,8 @@ def fit(
             _levelled(network, data.counts.level, [policy.gamma for policy in policies.values()])
             if network.known is not None:
                 network.known.measure(data.buckets)
-            network.item_vector.load_state_dict({"weight": torch.from_numpy(item_factors(data.buckets, len(data.catalogue), train.dim, train.seed))})
+            if sum(data.buckets.sizes) >= MANY:
+                network.item_vector.load_state_dict({"weight": torch.from_numpy(item_factors(data.buckets, len(data.catalogue), train.dim, train.seed))})
         if not ranks.is_first:
             torch.manual_seed(train.seed + ranks.rank)  # so that each drops and draws others
         learner = _Learner(network, data, train, device, draft, ranks)

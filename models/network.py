@@ -263,14 +263,16 @@ class Network(nn.Module):
                 content, has_content = content + vector, has_content | is_given
         return content, has_content
 
-    def states(self, rows: Rows, view: View, items: ItemVectors, known: Tensor | None = None) -> list[States]:
+    def states(self, rows: Rows, view: View, items: ItemVectors, known: Tensor | None = None, read: tuple[Rows, View] | None = None) -> list[States]:
         """The states of the slots that `view` is of, as each head sees them: the critics of each policy, and then, where there is one, that of the log.
 
-        `known` [rows, slots, user_features] is what is known of the user in each of them; nan, or None, where nothing is.
+        `known` [rows, slots, user_features] is what is known of the user in each of them; nan, or None, where nothing is. `read` is what the encoder
+        reads in place of rows and view.
         """
-        tokens = self.item_input(self._read(rows.item, items)) + self.event(rows.event) + self.response(rows.response)
-        tokens = torch.where(view.follows[:, :, None], tokens, self.start) + self.wait(view.wait)
-        hidden = [encoder(self.dropout(tokens), view) for encoder in self.encoders]
+        read_rows, read_view = read or (rows, view)
+        tokens = self.item_input(self._read(read_rows.item, items)) + self.event(read_rows.event) + self.response(read_rows.response)
+        tokens = torch.where(read_view.follows[:, :, None], tokens, self.start) + self.wait(read_view.wait)
+        hidden = [encoder(self.dropout(tokens), read_view) for encoder in self.encoders]
         if self.known is not None:
             if known is None:
                 known = tokens.new_full((*hidden[0].shape[:2], len(self.config.user_features)), torch.nan)

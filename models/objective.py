@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from jobs.settings import Train
+from models.augment import Reading, reading
 from models.loader import PER_SLOT, Packed
 from models.losses import (
     Drawn,
@@ -137,7 +138,9 @@ def batch_loss(online: Network, target: Network, part: Part, batch: Batch, polic
     with torch.no_grad():
         target_items = target.items(part.table)
         target_states = target.states(rows, view, target_items, batch.known)
-    states = online.states(rows, view, items, batch.known)
+    read = reading(rows, view, next(iter(policies.values()))) if online.training else Reading.whole(rows, view)
+    states = online.states(rows, view, items, batch.known, (read.rows, read.view))
+    batch = replace(batch, learnt=batch.learnt & ~read.is_ahead)
 
     # The state after the last step too: the bootstrap needs it. In the order of the days, each of which has a popularity of its own.
     places = (batch.learnt | (rows.segment > 0) & ~batch.acts).flatten().nonzero().squeeze(1)

@@ -12,11 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load, save_file
 from torch import nn
 
 from jobs.contracts.errors import NotReady
 from jobs.storage import Location
+from models.components import along
 from models.data import Catalogue, Floats, Ints, Steps
 from models.gate import MANIFEST
 from models.histories import best, offered, steps_of
@@ -39,13 +42,13 @@ class Learnt:
     """What a policy folder holds: a network, and the items that it learnt from."""
 
     network: Network
-    catalogue: Catalogue  # all of it available
+    catalogue: Catalogue  # all of it available, with vectors as they were learnt from
     popularity: list[list[float]]  # [items, POPULARITY_FEATURES] on the evening of the last day that it learnt from
 
     @classmethod
     def load(cls, folder: Location) -> Self:
         """Read a folder. Raises NotReady when something in it is missing, or it has another form than this version writes."""
-        files = {name: folder / name for name in ("policy.safetensors", "config.json", "items.parquet")}
+        files = {name: folder / name for name in ("policy.safetensors", "axes.safetensors", "config.json", "items.parquet")}
         missing = [name for name, path in files.items() if not path.is_file()]
         if missing:
             raise NotReady(f"The policy folder {folder} has no {', '.join(missing)}. Train the day of that policy again.")
@@ -53,7 +56,7 @@ class Learnt:
         if config.get("form") != FORM:
             raise NotReady(f"The policy folder {folder} has form {config.get('form')}, and this version of Nightjar reads form {FORM}. Train its day again.")
         items = pq.read_table(pa.BufferReader(files["items.parquet"].read_bytes()))
-        catalogue = _catalogue_of(items)
+        catalogue = replace(_catalogue_of(items), axes=load_arrays(files["axes.safetensors"].read_bytes()))
         names = {kind: tuple(config["network"].get(kind, ())) for kind in ("event_types", "user_features")}
         shape = NetworkConfig(**config["network"] | names)
         network = network_over(catalogue, shape)
@@ -117,15 +120,14 @@ class Policy:
     def load(cls, folder: Location, catalogue: Catalogue | None = None, event_types: tuple[str, ...] | None = None, popularity: Floats | None = None) -> Self:
         """Read a policy folder, as `Learnt.load`.
 
-        `catalogue`: what is ranked; None = the items that the policy learnt from, all of them available.
+        `catalogue`: what is ranked, with vectors as they are given; None = the items that the policy learnt from, all of them available.
         `event_types`: those that the steps to be scored are coded by; one that the policy never met counts as none. None = its own.
         `popularity`: float32[len(catalogue), features] as of the night to be served (`models.popularity.DecayedCounts`);
         None = as of the last day that the policy was trained on.
         """
         learnt = Learnt.load(folder)
         item_ids, categories = learnt.catalogue.item_ids, learnt.catalogue.categories
-        if catalogue is None:
-            catalogue = learnt.catalogue
+        catalogue = learnt.catalogue if catalogue is None else along(catalogue, learnt.catalogue.axes)
         if popularity is None:
             known = dict(zip(item_ids, learnt.popularity, strict=True))
             unknown = [0.0] * POPULARITY_FEATURES
@@ -201,9 +203,10 @@ class Policy:
 
 
 def save_policy(folder: Path, network: Network, catalogue: Catalogue, popularity: Floats, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
-    """Write a policy folder; `config` is kept beside the shape of the network. `popularity` as in `Policy.load`."""
+    """Write a policy folder; `config` is kept beside the shape of the network. `catalogue` as the network knows it, `popularity` as in `Policy.load`."""
     folder.mkdir(parents=True)
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}, folder / "policy.safetensors")
+    save_arrays(dict(catalogue.axes), folder / "axes.safetensors")
     (folder / "config.json").write_text(json.dumps({"form": FORM, "network": asdict(network.config), **config}, indent=2, sort_keys=True))
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True))
     items = {"item_id": list(catalogue.item_ids), "category": [list(path) for path in catalogue.categories], "popularity": popularity.tolist()}

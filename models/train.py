@@ -18,6 +18,7 @@ from jobs.runs import noted
 from jobs.settings import Settings
 from jobs.steps import find_step
 from jobs.storage import whole_folder
+from models.components import reduced
 from models.data import day_number, load_catalogue, version_as_of
 from models.gate import MANIFEST, POLICIES, POPULARITY, champion_before
 from models.learner import fit
@@ -52,7 +53,8 @@ def run(lake: Lake, settings: Settings, day: date, ranks: Ranks = ALONE) -> None
     inputs["gold.transitions"] = version = version_as_of(lake, first, day)
     features = FeatureFiles.load(lake, settings.train.user_features, first - timedelta(days=1), last, inputs.pop("gold.user_features", None))
     champion = champion_before(lake, day) if settings.train.warm_epochs else None
-    catalogue = load_catalogue(lake, day, version)
+    learnt = Learnt.load(lake.root / champion.path) if champion and champion.version != POPULARITY else None
+    catalogue = reduced(load_catalogue(lake, day, version), settings.train.vector_dim, learnt.catalogue.axes if learnt else {})
     validated = [last - timedelta(days=back) for back in reversed(range(settings.train.validation_days if settings.train.patience else 0))]
     last -= timedelta(days=len(validated))
     data = TrainingData.load(lake, catalogue, version, first, last, len(validated), settings.train.context, features)
@@ -76,7 +78,6 @@ def run(lake: Lake, settings: Settings, day: date, ranks: Ranks = ALONE) -> None
     if ranks.is_first:
         lake.ensure("gold.policies")
     draft = lake.root / POLICIES / f"{run_version}.checkpoint"
-    learnt = Learnt.load(lake.root / champion.path) if champion and champion.version != POPULARITY else None
     fitted = fit(data, tuple(settings.event_types), settings.train, settings.evaluate.repeats, device_of_choice(), draft, learnt, ranks=ranks)
     if not ranks.is_first:
         return

@@ -33,6 +33,7 @@ from jobs.contracts.errors import BadSettings, FolderUnwritable, Interrupted, Ot
 from jobs.lake import Lake
 from jobs.settings import Settings, Train, config_path
 from jobs.storage import SCHEME, write_whole
+from models.components import reduced
 from models.data import DailyCounts, Floats, day_number, load_availability, load_catalogue, load_steps, version_as_of
 from models.evaluate import Court
 from models.events import Candidates, until
@@ -93,7 +94,7 @@ class Window:
         first, last = day - timedelta(days=settings.train.window_days - 1), day - timedelta(days=settings.evaluate.holdout_days)
         begin = last - timedelta(days=settings.train.validation_days - 1)
         version, event_types = version_as_of(lake, first, day), tuple(settings.event_types)
-        catalogue = load_catalogue(lake, last, version)
+        catalogue = reduced(load_catalogue(lake, last, version), settings.train.vector_dim)
         days_before = begin - timedelta(days=1)
         known = lake.versions(["gold.user_features"]).get("gold.user_features")
         features = FeatureFiles.load(lake, settings.train.user_features, first - timedelta(days=1), last, known)

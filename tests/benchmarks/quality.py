@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.settings import Train
-from models.data import Bools, Catalogue, DailyCounts, Floats, Ints, Ranker, day_number
+from models.data import Bools, Catalogue, DailyCounts, Floats, Ints, Ranker, Steps, day_number
 from models.events import Candidates, Doubles, Events, nightly, rolling, until
 from models.learner import fit
 from models.loader import HeldBucket
@@ -82,13 +82,16 @@ NETS: dict[str, dict[str, Any]] = {
 class Window:
     """The days from `first` to `last`, judged by what was known before them."""
 
-    def __init__(self, log: Log, first: int, last: int) -> None:
+    def __init__(self, log: Log, first: int, last: int, told: Steps | None = None) -> None:
+        """`told`: what rankers learn from, and popularity is of; None = all steps."""
         self.log, self.first, self.days = log, first, last - first + 1
-        self.steps, self.train = until(log.steps, last), until(log.steps, first - 1)
-        self.items, self.known = len(log.catalogue), int(self.train.item.max()) + 1  # the items known, and one for none, come first
-        met = np.full(self.items, last)
-        np.minimum.at(met, self.steps.item, self.steps.day)
-        self.candidates = Candidates((met < np.arange(first, last + 1)[:, None]) & (np.arange(self.items) > 0), first, log.repeats)
+        self.steps, self.before = until(log.steps, last), until(log.steps, first - 1)
+        self.told = self.steps if told is None else until(told, last)
+        self.train = until(self.told, first - 1)
+        self.items, self.known = len(log.catalogue), int(self.before.item.max()) + 1  # the items known, and one for none, come first
+        self.met = np.full(self.items, last)  # the first day of each item
+        np.minimum.at(self.met, self.steps.item, self.steps.day)
+        self.candidates = Candidates((self.met < np.arange(first, last + 1)[:, None]) & (np.arange(self.items) > 0), first, log.repeats)
         every = rolling(self.steps, first)
         self.every, self.nightly = self._judged(every), self._judged(nightly(self.steps, first))
         self.left_out = len(every) - len(self.every)
@@ -96,11 +99,11 @@ class Window:
 
     def _judged(self, events: Events) -> Events:
         is_candidate = self.candidates.available[events.days - self.first, events.items]
-        return events[is_candidate & (np.diff(self.train.offsets)[events.users] > 0) & (events.rewards > 0)]
+        return events[is_candidate & (np.diff(self.before.offsets)[events.users] > 0) & (events.rewards > 0)]
 
     def popularity(self, half_life: float) -> Floats:
         """As `peers.popularity`, on the eve of each day."""
-        return popularity(self.steps, self.items, self.first, self.days, half_life)
+        return popularity(self.told, self.items, self.first, self.days, half_life)
 
     def by_day(self, rankers: Sequence[Ranker], events: Events) -> Iterator[tuple[Ranker, Bools]]:
         """The ranker of each day, and which events are of that day."""
@@ -207,15 +210,13 @@ def policies_of(window: Window, train: Train) -> tuple[list[Policy], float]:
     everything, counts = window.log.catalogue, DailyCounts.of([window.train])
     known, begin = slice(window.known), int(counts.day[0])
     catalogue = Catalogue(everything.item_ids[known], everything.categories[known], everything.titles[known], everything.available[known])
-    met = np.full(window.known, window.first)
-    np.minimum.at(met, counts.item, counts.day)
-    eligible = met <= np.arange(begin, window.first)[:, None]
+    eligible = window.met[known] <= np.arange(begin, window.first)[:, None]
     data = TrainingData(catalogue, HeldBucket(window.train), counts, begin, eligible)
     fitted = fit(data, window.log.event_types, train, window.log.repeats, torch.device("cpu"))
     if fitted is None:
         raise typer.Exit(1)
     network, scale = fitted
-    eves = DecayedCounts.of(DailyCounts.of([window.steps]), window.items, window.first, window.days).features()
+    eves = DecayedCounts.of(DailyCounts.of([window.told]), window.items, window.first, window.days).features()
     return [Policy("net", network, catalogue.item_ids, catalogue.categories, everything, window.log.event_types, eve) for eve in eves], scale
 
 

@@ -16,6 +16,7 @@ from jobs.settings import PolicySettings, Train
 from models import learner
 from models.data import Catalogue, DailyCounts, Steps
 from models.events import until
+from models.factors import item_factors
 from models.learner import fit
 from models.loader import HeldBucket, LateBuckets
 from models.network import Network, item_table, rows_of, view_of
@@ -243,8 +244,17 @@ def test_q_converges_to_dynamic_programming(backup: str) -> None:
 
 
 def test_the_batch_follows_from_the_log_unless_it_is_set() -> None:
-    assert [Train().batch_for(steps) for steps in (1_000, 600_000, 2_000_000, 10**8)] == [512, 600, 2000, 8192]
+    assert [Train().batch_for(steps) for steps in (10, 1_000, 10_000, 600_000, 2_000_000, 10**8)] == [16, 125, 512, 600, 2000, 8192]
     assert Train(batch_steps=64).batch_for(10**8) == 64
+
+
+@pytest.mark.parametrize(("many", "by_factors"), [(180, True), (181, False)])
+def test_item_vectors_begin_by_what_users_liked_where_there_are_enough_steps(monkeypatch: pytest.MonkeyPatch, many: int, by_factors: bool) -> None:
+    monkeypatch.setattr(learner, "MANY", many)
+    data = training_data(catalogue(12), random_steps(9, 20, 12, seed=3))
+    made = trained(data, SMALL.model_copy(update={"epochs": 1, "learning_rate": 1e-12}), CPU)
+    factors = item_factors(data.buckets, 13, SMALL.dim, SMALL.seed)
+    assert np.allclose(weights(made)["item_vector.weight"].numpy(), factors, atol=1e-6) == by_factors
 
 
 def skewed() -> Steps:

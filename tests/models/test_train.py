@@ -17,6 +17,7 @@ from jobs.lake import Lake
 from jobs.settings import Evaluate, Settings
 from models import train as training
 from models.data import load_catalogue, version_as_of
+from models.gate import PolicyRecord, policy_named
 from models.policy import Learnt, Policy, save_policy
 from tests.models.learner_cases import NO_POPULARITY, SMALL, catalogue, network, random_steps
 from tests.models.learner_lake import DAYS, D, land, transitions
@@ -57,7 +58,7 @@ def test_a_policy_is_written_registered_and_the_same_again(lake: Lake, settings:
     (row,) = lake.read("gold.policies").to_pylist()
     folder = lake.root / row["path"]
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert set(files) == {"policy.safetensors", "config.json", "items.parquet", "manifest.json"}
+    assert set(files) == {"policy.safetensors", "axes.safetensors", "config.json", "items.parquet", "manifest.json"}
     assert (row["trained_from"], row["trained_to"], row["items"]) == (D - timedelta(days=DAYS - 1), D - timedelta(days=1), 7)
     assert row["steps"] == 6 * (DAYS - 1)
     shards = json.loads(row["manifest"])["shards"]
@@ -76,6 +77,33 @@ def test_a_policy_is_written_registered_and_the_same_again(lake: Lake, settings:
     (folder / "items.parquet").unlink()
     with pytest.raises(NotReady, match=r"items\.parquet"):
         Policy.load(folder, items, tuple(settings.event_types))
+
+
+def test_wide_vectors_are_told_along_axes_that_a_warm_start_keeps(lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The items have other vectors when the second policy is made, whose own axes would be others; a policy reads them as they are given."""
+    settings = settings.model_copy(update={"train": SMALL.model_copy(update={"window_days": DAYS, "vector_dim": 2, "warm_epochs": 1})})
+    land(lake, users=6, items=7)
+    begin = D - timedelta(days=DAYS - 1)
+
+    def trained(seed: int) -> PolicyRecord:
+        given = np.random.default_rng(seed).normal(size=(7, 5)).astype(np.float32).tolist()
+        rows = [{"item_id": f"i{item}", "embeddings": [("text", vector)], "valid_from": begin} for item, vector in enumerate(given)]
+        lake.replace("silver.items", pa.Table.from_pylist(rows, lake.schema("silver.items")), "silver", [begin], {})
+        training.run(lake, settings, D)
+        (version,) = lake.read("gold.policies", ["policy_version"])["policy_version"].to_pylist()
+        return policy_named(lake, version)
+
+    first = trained(0)
+    monkeypatch.setattr(training, "champion_before", lambda lake, day: first)
+    second = trained(1)
+    one, other = (Learnt.load(lake.root / policy.path).catalogue for policy in (first, second))
+    np.testing.assert_array_equal(one.axes["text"], other.axes["text"])
+    assert [made.vectors["text"].shape for made in (one, other)] == [(8, 2)] * 2
+    assert not np.allclose(one.vectors["text"], other.vectors["text"])
+    log = random_steps(3, 4, 7, seed=6)
+    asked = log, np.arange(3), log.offsets[1:]
+    by_its_own, by_the_lake = (Policy.load(lake.root / second.path, items).score(*asked) for items in (None, load_catalogue(lake, D)))
+    np.testing.assert_allclose(by_its_own, by_the_lake, atol=1e-6)
 
 
 def test_a_version_that_knew_no_more_is_read(lake: Lake) -> None:
