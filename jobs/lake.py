@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Schema, write_deltalake
@@ -149,7 +150,7 @@ class Lake:
         delta = self._open(table, version)
         if not all(difference.harmless for difference in differences_of(table, self.columns(table), delta.schema().fields)):
             return False
-        files, paths = opened(delta.file_uris(_filters(_contract(table).day_column, partitions)), self.root)
+        files, paths = opened(map(unquote, delta.file_uris(_filters(_contract(table).day_column, partitions))), self.root)
         return all(info.is_file for info in files.get_file_info(paths))
 
     def replace(
@@ -423,7 +424,7 @@ class Lake:
         if not uris:
             return ds.dataset(schema.empty_table())
         partitioning = ds.partitioning(pa.schema([schema.field(name) for name in contract.partition_by]), flavor="hive") if contract.partition_by else None
-        files, paths = opened(uris, self.root)
+        files, paths = opened(map(unquote, uris), self.root)
         base = self.path(table).removeprefix(SCHEME)
         return ds.dataset(paths, schema=schema, format="parquet", filesystem=files, partitioning=partitioning, partition_base_dir=base)
 

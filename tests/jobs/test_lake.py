@@ -56,7 +56,9 @@ def test_another_event_type_is_a_new_column(lake: Lake) -> None:
     assert not lake.exists("gold.item_features")
 
 
-def test_both_engines_write_and_read_the_same(spark: SparkSession, lake: Lake) -> None:
+@pytest.mark.parametrize("folder", ["lake", "my lake, née"])
+def test_both_engines_write_and_read_the_same(spark: SparkSession, tmp_path: Path, folder: str) -> None:
+    lake = Lake(tmp_path / folder, ("impression", "click"))
     rows = unattributed(lake, event_id=["a", "b"], day=[FIRST, SECOND])
     lake.replace("gold.unattributed", rows, "transitions", [FIRST, SECOND], {})
     frame = lake.frame(spark, "gold.unattributed")
@@ -65,6 +67,8 @@ def test_both_engines_write_and_read_the_same(spark: SparkSession, lake: Lake) -
     assert lake.read("gold.unattributed").sort_by("event_id").equals(rows.cast(lake.schema("gold.unattributed")))
     assert lake.done("gold.unattributed") == {FIRST, SECOND, date(2026, 1, 3)}
     assert [commit.inputs for commit in lake.commits("gold.unattributed")] == [{}, {"silver.items": 1}, {}]
+    assert lake.is_whole("gold.unattributed", lake.version("gold.unattributed"))
+    assert [lake.read_file("gold.unattributed", file, ["event_id"]).num_rows for file in lake.files("gold.unattributed")] == [1, 1]
 
 
 def while_spark_writes(lake: Lake, frame: DataFrame, day: date, folder: Path, other: Callable[[], None]) -> BaseException | None:
