@@ -140,7 +140,7 @@ def batch_loss(online: Network, target: Network, part: Part, batch: Batch, polic
         target_states = target.states(rows, view, target_items, batch.known)
     read = reading(rows, view, next(iter(policies.values()))) if online.training else Reading.whole(rows, view)
     states = online.states(rows, view, items, batch.known, (read.rows, read.view))
-    batch = replace(batch, learnt=batch.learnt & ~read.is_ahead)
+    batch = replace(batch, action=torch.where(read.is_ahead, 0, batch.action))  # looked at still, as what comes before them bootstraps from there
 
     # The state after the last step too: the bootstrap needs it. In the order of the days, each of which has a popularity of its own.
     places = (batch.learnt | (rows.segment > 0) & ~batch.acts).flatten().nonzero().squeeze(1)

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from jobs.settings import Train
 from models import learner as training
+from models import objective
 from models.augment import Reading, cropped, masked, reading, reordered
 from models.encoders import View
 from models.learner import fit
 from models.loader import pack
 from models.network import Rows, item_table, view_of
 from models.objective import Loss, batch_loss, batch_of
-from tests.models.learner_cases import EVENT_TYPES, SMALL, catalogue, network, random_steps, training_data
+from tests.models.learner_cases import EVENT_TYPES, SMALL, catalogue, network, random_steps, steps, training_data
 from tests.models.test_learner import interrupt, trained, weights
 
 CPU = torch.device("cpu")
@@ -167,3 +168,24 @@ def test_interrupted_is_uninterrupted(tmp_path: Path, monkeypatch: pytest.Monkey
     torch.manual_seed(9)
     resumed = weights(trained(data, train, CPU, draft))
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+def test_what_is_not_learnt_is_bootstrapped_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of three steps left out in turn: the means over the other two add up to three times the mean over all, if no error depends on what is left out."""
+    items, log = catalogue(6), steps([[{"item": 1}, {"item": 2, "reward": 1}, {"item": 3, "reward": 2, "end": "terminated"}]])
+    train = SMALL.model_copy(update={"n_step": 1, "alpha": 0.0, "supervised": 0.0, "reorder": 1.0})
+    online, target = network(items, seed=1).train(), network(items, seed=2)
+    learner = training._Learner(online, training_data(items, log), train, CPU)
+    batch = batch_of(pack(log, 8, 9, np.random.default_rng(0)), 0, 1.0, CPU)
+
+    def td(left_out: int | None) -> float:
+        def told(rows: Rows, view: View, _: Train) -> Reading:
+            is_ahead = torch.zeros_like(view.follows)
+            if left_out is not None:
+                is_ahead[0, left_out] = True
+            return Reading(rows, view, is_ahead)
+
+        monkeypatch.setattr(objective, "reading", told)
+        return float(batch_loss(online, target, learner._whole, batch, train.each(True)).parts["td"])
+
+    assert sum(td(step) for step in range(3)) == pytest.approx(3 * td(None), rel=1e-5)
