@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from jobs.contracts.errors import BadSettings
@@ -170,9 +171,9 @@ class Train(_Section):
     @model_validator(mode="after")
     def _critics_and_support_are_used(self) -> Self:
         if self.lower and self.critics == 1:
-            raise ValueError(f"train.lower = {self.lower:g} is below the mean of several critics, and train.critics is 1: raise it, or leave lower out")
+            raise ValueError(f"lower = {self.lower:g} is below the mean of several critics, and critics is 1: raise it, or leave lower out")
         if self.support and all(train.backup != "best" for train in self._each().values()):
-            raise ValueError(f'train.support = {self.support} bounds the best of backup = "best", which no policy has: set backup, or leave support out')
+            raise ValueError(f'support = {self.support} bounds the best of backup = "best", which no policy has: set backup, or leave support out')
         return self
 
     def batch_for(self, steps: int) -> int:
@@ -379,12 +380,18 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         settings = Settings(**overrides)
     except ValidationError as error:
-        lines = [f"  {'.'.join(str(part) for part in problem['loc']) or 'settings'}: {problem['msg']}, got {problem['input']!r}" for problem in error.errors()]
-        raise BadSettings("\n".join([f"Settings do not fit ({path} and NIGHTJAR_*):", *lines])) from error
+        raise BadSettings("\n".join([f"Settings do not fit ({path} and NIGHTJAR_*):", *map(_told, error.errors())])) from error
     except ValueError as error:
         raise BadSettings(f"{path} is no TOML: {error}") from error
     landing = settings.landing.model_copy(update={"folder": _beside(path, settings.landing.folder)})
     return settings.model_copy(update={"landing": landing, "lake": _beside(path, settings.lake)})
+
+
+def _told(problem: ErrorDetails) -> str:
+    """One line; where settings do not fit each other the message says which, and what is given is all of them."""
+    message = problem["msg"].removeprefix("Value error, ")
+    place, given = ".".join(map(str, problem["loc"])), problem["input"]
+    return f"  {place}{': ' if place else ''}{message}{'' if isinstance(given, dict) else f', got {given!r}'}"
 
 
 def _beside(config: Path, place: str) -> str:
