@@ -234,7 +234,7 @@ def _scores(head: Head, days: Sequence[tuple[int, int, int]], eligible: Tensor |
 
 
 class _CatalogueLogsumexp(torch.autograd.Function):
-    """z is one product of [query, 1, weights] and [keys, bias, popularity]: a chunk of it is passed over as seldom as can be."""
+    """The scores of a chunk are passed over as seldom as can be: that is what its time goes by."""
 
     @staticmethod
     def forward(
@@ -254,29 +254,21 @@ class _CatalogueLogsumexp(torch.autograd.Function):
         seek: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         dim, has_kin = query.shape[1], kin.shape[1] > 1
-        states, items = (
-            torch.cat([query, torch.ones_like(query[:, :1]), weights], dim=1),
-            torch.cat([keys, bias[:, None], torch.zeros_like(popularity[0])], dim=1),
-        )
+        states, items = torch.cat([query, torch.ones_like(query[:, :1])], dim=1), torch.cat([keys, bias[:, None]], dim=1)
         meeting, lse, best = meeting.clamp(min=_NEVER), torch.zeros_like(weight), torch.zeros_like(day)
-        grad_states, grad_items, grad_kin, grad_meeting = (torch.zeros_like(tensor) for tensor in (states, items[:, : dim + 1], kin, meeting))
-
-        filled: list[int] = []
-
-        def of(today: int) -> Tensor:
-            if filled != [today]:
-                filled[:] = [today]
-                items[:, dim] = bias.masked_fill(~eligible[today], _NEVER)
-                items[:, dim + 1 :] = popularity[today]
-            return items
-
+        grad_states, grad_items, grad_weights, grad_kin, grad_meeting = (torch.zeros_like(tensor) for tensor in (states, items, weights, kin, meeting))
+        is_barred = (~eligible[:, 1:]).any(1).tolist()
         room: Tensor | None = None
         for rows, days in _chunks(day, len(keys)):
-            own = states[rows]
+            own, todays = states[rows], weights[rows]
             room = own.new_empty(2, len(rows), len(keys)) if room is None else room
             z, chance = room[:, : len(rows)]
+            torch.mm(own, items.T, out=z)
             for today, begin, end in days:
-                torch.mm(own[begin:end], of(today).T, out=z[begin:end])
+                z[begin:end].addmm_(todays[begin:end], popularity[today].T)
+                if is_barred[today]:
+                    z[begin:end].masked_fill_(~eligible[today], _NEVER)
+            z[:, 0] = _NEVER
             if has_kin:
                 z += kin[rows].index_select(1, leaf)
             z.scatter_add_(1, met_item[rows], meeting[rows])
@@ -288,13 +280,14 @@ class _CatalogueLogsumexp(torch.autograd.Function):
             torch.softmax(z, 1, out=chance)
             lse[rows] = torch.where(some, highest - chance.amax(1).log(), 0.0)
             share = torch.where(some, weight[rows], 0.0)[:, None]
-            grad_items.addmm_(chance.T, own[:, : dim + 1] * share)
+            grad_items.addmm_(chance.T, own * share)
+            grad_states[rows] = chance @ items * share
             for today, begin, end in days:
-                grad_states[rows[begin:end]] = chance[begin:end] @ of(today) * share[begin:end]
+                grad_weights[rows[begin:end]] = chance[begin:end] @ popularity[today] * share[begin:end]
             if has_kin:
                 grad_kin[rows] = torch.zeros_like(kin[rows]).index_add_(1, leaf, chance) * share
             grad_meeting[rows] = chance.gather(1, met_item[rows]) * share
-        context.save_for_backward(grad_states[:, :dim], grad_items[:, :dim], grad_items[:, dim], grad_states[:, dim + 1 :], grad_kin, grad_meeting)
+        context.save_for_backward(grad_states[:, :dim], grad_items[:, :dim], grad_items[:, dim], grad_weights, grad_kin, grad_meeting)
         context.mark_non_differentiable(lse, best)
         return (weight * lse).sum(), lse, best
 
