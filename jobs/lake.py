@@ -150,7 +150,7 @@ class Lake:
         delta = self._open(table, version)
         if not all(difference.harmless for difference in differences_of(table, self.columns(table), delta.schema().fields)):
             return False
-        files, paths = opened(map(unquote, delta.file_uris(_filters(_contract(table).day_column, partitions))), self.root)
+        files, paths = opened(_places(table, delta, partitions), self.root)
         return all(info.is_file for info in files.get_file_info(paths))
 
     def replace(
@@ -419,12 +419,12 @@ class Lake:
         import pyarrow.dataset as ds  # loads pandas, which most commands can do without
 
         contract = _contract(table)
-        # Over file_uris and not to_pyarrow_dataset(), which aborts the process at its exit.
-        uris = delta.file_uris(_filters(contract.day_column, partitions))
-        if not uris:
+        # Over the files and not to_pyarrow_dataset(), which aborts the process at its exit.
+        places = _places(table, delta, partitions)
+        if not places:
             return ds.dataset(schema.empty_table())
         partitioning = ds.partitioning(pa.schema([schema.field(name) for name in contract.partition_by]), flavor="hive") if contract.partition_by else None
-        files, paths = opened(map(unquote, uris), self.root)
+        files, paths = opened(places, self.root)
         base = self.path(table).removeprefix(SCHEME)
         return ds.dataset(paths, schema=schema, format="parquet", filesystem=files, partitioning=partitioning, partition_base_dir=base)
 
@@ -471,6 +471,11 @@ def _days_in(column: str, days: Collection[date]) -> str:
 
 def _filters(column: str | None, partitions: Collection[date] | None) -> list[tuple[str, str, list[str]]] | None:
     return None if column is None or partitions is None else [(column, "in", texts(partitions))]
+
+
+def _places(table: str, delta: DeltaTable, partitions: Collection[date] | None) -> list[str]:
+    """Where the files of a table, or of some partitions of it, are; deltalake tells it as URIs, in which a space is %20."""
+    return [unquote(uri) for uri in delta.file_uris(_filters(_contract(table).day_column, partitions))]
 
 
 def _listed(days: Collection[date]) -> str:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -112,10 +113,26 @@ class Part:
 
 @dataclass(frozen=True)
 class Seen:
-    """A batch as a network sees it, with one of its heads."""
+    """A batch as a network sees it, with one of its heads, and of it the states looked at."""
 
     items: ItemVectors
     states: States
+    part: Part
+    batch: Batch
+    places: Tensor  # int64 of the states, in the slots of the batch, flat, by day
+
+    @cached_property
+    def head(self) -> Head:
+        """What scores the items in these states."""
+        return head_of(self.batch.rows, self.states, self.part.table, self.items, self.part.popularity, self.there(self.batch.day), self.places)
+
+    def there(self, values: Tensor) -> Tensor:
+        """[rows, slots, ...] → [places, ...]."""
+        return values.flatten(0, 1).index_select(0, self.places)
+
+    def worth(self, item: Tensor) -> Tensor:
+        """Q of an item in each of these states; V where it is none."""
+        return self.there(self.states.value).squeeze(1) + torch.where(item > 0, chosen_score(self.head, item), 0.0)
 
 
 @dataclass(frozen=True)
@@ -150,14 +167,14 @@ def batch_loss(online: Network, target: Network, part: Part, batch: Batch, polic
     parts: dict[str, Tensor] = {}
     repeats, critics, log = online.config.repeats, online.config.critics, None
     if online.config.behaviour:
-        behaviour, log = _behaviour(repeats, part, batch, Seen(items, states[-1]), places)
+        behaviour, log = _behaviour(repeats, Seen(items, states[-1], part, batch, places))
         total, parts = behaviour.total, behaviour.parts
     for number, (name, train) in enumerate(policies.items()):
         mine = slice(number * critics, (number + 1) * critics)
-        targets = [Seen(target_items, seen) for seen in target_states[mine]]
         valued = replace(batch, reward=_valued(batch, train, online.config.event_types))
+        targets = [Seen(target_items, seen, part, valued, places) for seen in target_states[mine]]
         for critic, seen in enumerate(states[mine]):
-            loss = _policy_loss(repeats, part, valued, train, Seen(items, seen), targets, critic, places, log)
+            loss = _policy_loss(repeats, train, Seen(items, seen, part, valued, places), targets, critic, log)
             total = total + least / (critics * _weight(train)) * loss.total
             for kind, value in loss.parts.items():
                 known = f"{name} {kind}".strip()
@@ -190,18 +207,17 @@ class _Choices:
     z: Tensor  # of the action; 0 where there is none
 
     @classmethod
-    def of(cls, repeats: bool, part: Part, batch: Batch, seen: Seen, places: Tensor) -> _Choices:
-        """Of the states at these places of the batch's slots."""
-        day, candidates, action = (values.flatten()[places] for values in (batch.day, batch.candidates, batch.action))
-        head = head_of(batch.rows, seen.states, part.table, seen.items, part.popularity, day, places)
+    def of(cls, repeats: bool, seen: Seen) -> _Choices:
+        """Of the states that are seen."""
+        head, batch, action = seen.head, seen.batch, seen.there(seen.batch.action)
         choosable = head
         if not repeats:
             action = torch.where((head.met_item == action[:, None]).any(1), 0, action)
             choosable = replace(head, meeting=head.meeting.masked_fill(head.met_item > 0, -torch.inf))
-        content = content_of(batch.rows, seen.states, seen.items, places) if part.drawn else None
+        content = content_of(batch.rows, seen.states, seen.items, seen.places) if seen.part.drawn else None
         learnt = action > 0
         share = learnt / learnt.sum().clamp(min=1)
-        return cls(head, choosable, content, candidates, action, share, torch.where(learnt, chosen_score(head, action), 0.0))
+        return cls(head, choosable, content, seen.there(batch.candidates), action, share, torch.where(learnt, chosen_score(head, action), 0.0))
 
     def gap(self, part: Part, weight: Tensor, seek: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Sum of weight · (logsumexp of z - z of the action); that gap, and the best item if sought, of each state. Only the sum has a gradient."""
@@ -209,10 +225,10 @@ class _Choices:
         return summed - (weight * self.z).sum(), torch.where(self.action > 0, lse - self.z.detach(), 0.0), best
 
 
-def _behaviour(repeats: bool, part: Part, batch: Batch, seen: Seen, places: Tensor) -> tuple[Loss, _Choices]:
+def _behaviour(repeats: bool, seen: Seen) -> tuple[Loss, _Choices]:
     """Cross-entropy of what the log chose, and how much surer the head is of its first choice than it ought to be."""
-    log = _Choices.of(repeats, part, batch, seen, places)
-    loss, gap, best = log.gap(part, log.share, seek=True)
+    log = _Choices.of(repeats, seen)
+    loss, gap, best = log.gap(seen.part, log.share, seek=True)
     learnt = log.action > 0
     confidence = torch.where(learnt, chosen_score(log.head, best) - log.z - gap, 0.0).detach().exp()
     overconfidence = (log.share * (confidence - (best == log.action).float())).sum()
@@ -226,17 +242,11 @@ def _best_of_likely(log: _Choices, own: _Choices, part: Part, count: int, best: 
     return torch.where(own.candidates > 0, best, of_likely)
 
 
-def _policy_loss(
-    repeats: bool, part: Part, batch: Batch, train: Train, online: Seen, targets: Sequence[Seen], critic: int, places: Tensor, log: _Choices | None
-) -> Loss:
-    """The loss of one critic of a policy; `targets` are those of all its critics, `places` the states looked at, by day, and `log` the behaviour there."""
+def _policy_loss(repeats: bool, train: Train, online: Seen, targets: Sequence[Seen], critic: int, log: _Choices | None) -> Loss:
+    """The loss of one critic of a policy; `targets` are those of all its critics, and `log` is the behaviour in the same states."""
     assert train.alpha is not None
-    states, own = online.states, _Choices.of(repeats, part, batch, online, places)
+    part, batch, states, there, own = online.part, online.batch, online.states, online.there, _Choices.of(repeats, online)
     learnt, share, z = own.action > 0, own.share, own.z
-
-    def there(values: Tensor) -> Tensor:
-        """[rows, slots, ...] → [places, ...]."""
-        return values.flatten(0, 1).index_select(0, places)
 
     best, conservative, parts = own.action, torch.zeros(()), {}
     if train.alpha or train.supervised or train.backup == "best":
@@ -259,17 +269,11 @@ def _policy_loss(
         if log and train.support:
             best = _best_of_likely(log, own, part, train.support, best)
         best_values = torch.zeros_like(batch.reward).flatten()
-        best_values[places] = lower_bound(torch.stack([_worth(part, batch, seen, places, best) for seen in targets]), train.lower)
+        best_values[online.places] = lower_bound(torch.stack([seen.worth(best) for seen in targets]), train.lower)
         returns, counts = n_step_targets(*logged, best_values.view_as(batch.reward), train.gamma, train.n_step)
         td = error(there(states.value) + z[:, None], returns[:, :, None], counts)
     nearer = error(there(states.nearer), *lambda_returns(*logged, target.nearer, NEARER, train.mixing))
     return Loss(td + conservative + nearer, {"td": td.detach(), **parts, "nearer": nearer.detach()}, learnt.sum())
-
-
-def _worth(part: Part, batch: Batch, seen: Seen, places: Tensor, item: Tensor) -> Tensor:
-    """Q of an item in each state at these places; V where it is none."""
-    head = head_of(batch.rows, seen.states, part.table, seen.items, part.popularity, batch.day.flatten()[places], places)
-    return seen.states.value.flatten()[places] + torch.where(item > 0, chosen_score(head, item), 0.0)
 
 
 def _summed(head: Head, part: Part, content: Tensor | None, candidates: Tensor, action: Tensor, weight: Tensor, seek: bool) -> tuple[Tensor, Tensor, Tensor]:
