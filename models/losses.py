@@ -144,11 +144,11 @@ def _met_scores(head: Head, content: Tensor) -> Tensor:
 @torch.no_grad()
 def likeliest(head: Head, eligible: Tensor, count: int) -> Tensor:
     """The `count` eligible items that score best in each state, or all where there are no more: int64[states, count]; 0 = no more."""
-    found = torch.zeros(len(head.day), min(count, len(head.keys)), dtype=torch.int64, device=head.day.device)
+    found, barred = torch.zeros(len(head.day), min(count, len(head.keys)), dtype=torch.int64, device=head.day.device), _barred(eligible)
     for rows, days in _chunks(head.day, len(head.keys)):
-        scores = _scores(head.of(rows), days, eligible)
+        scores = _scores(head.of(rows), days, barred)
         best, items = scores.topk(found.shape[1], dim=1)
-        found[rows] = torch.where(best > -torch.inf, items, 0)
+        found[rows] = torch.where(best > _NEVER / 2, items, 0)
     return found
 
 
@@ -217,20 +217,29 @@ class _DrawnLogsumexp(torch.autograd.Function):
 @torch.no_grad()
 def all_scores(head: Head) -> Tensor:
     """z of every item in every state, all of the first day: [states, items]."""
-    return _scores(head, [(0, 0, len(head.day))], None)
+    return _scores(head, [(0, 0, len(head.day))])
 
 
-def _scores(head: Head, days: Sequence[tuple[int, int, int]], eligible: Tensor | None) -> Tensor:
-    """z of every item in states in the order of their days, which are told as by `_days`: [states, items]; -inf where it is not eligible."""
-    scores = torch.addmm(head.bias, head.query, head.keys.T)
-    if head.kin.shape[1] > 1:
-        scores += head.kin.index_select(1, head.leaf)
-    scores.scatter_add_(1, head.met_item, head.meeting)
+def _scores(head: Head, days: Sequence[tuple[int, int, int]], barred: Sequence[Tensor | None] = (), room: Tensor | None = None) -> Tensor:
+    """z of every item in states in the order of their days, which are told as by `_days`: [states, items]; at most _NEVER for those `barred` on
+    the day, as by `_barred`, if any are, and for item 0 then. They are put into `room` [states, items], where it is given.
+    """
+    scores = torch.addmm(head.bias, head.query, head.keys.T, out=room)
     for today, begin, end in days:
         todays = scores[begin:end].addmm_(head.weights[begin:end], head.popularity[today].T)
-        if eligible is not None:
-            todays.masked_fill_(~eligible[today], -torch.inf)
-    return scores
+        if barred and (of_today := barred[today]) is not None:
+            todays.masked_fill_(of_today, _NEVER)
+    if barred:
+        scores[:, 0] = _NEVER
+    if head.kin.shape[1] > 1:
+        scores += head.kin.index_select(1, head.leaf)
+    return scores.scatter_add_(1, head.met_item, head.meeting)
+
+
+def _barred(eligible: Tensor) -> list[Tensor | None]:
+    """What may not be chosen on each day, bool[items]; None where that is item 0 alone, which spares a pass over the scores."""
+    is_some = (~eligible[:, 1:]).any(1).tolist()
+    return [~today if some else None for today, some in zip(eligible, is_some, strict=True)]
 
 
 class _CatalogueLogsumexp(torch.autograd.Function):
@@ -253,25 +262,14 @@ class _CatalogueLogsumexp(torch.autograd.Function):
         weight: Tensor,
         seek: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        dim, has_kin = query.shape[1], kin.shape[1] > 1
-        states, items = torch.cat([query, torch.ones_like(query[:, :1])], dim=1), torch.cat([keys, bias[:, None]], dim=1)
-        meeting, lse, best = meeting.clamp(min=_NEVER), torch.zeros_like(weight), torch.zeros_like(day)
-        grad_states, grad_items, grad_weights, grad_kin, grad_meeting = (torch.zeros_like(tensor) for tensor in (states, items, weights, kin, meeting))
-        is_barred = (~eligible[:, 1:]).any(1).tolist()
-        room: Tensor | None = None
+        head = Head(query, keys, bias, weights, popularity, day, leaf, kin, met_item, meeting.clamp(min=_NEVER))
+        lse, best = torch.zeros_like(weight), torch.zeros_like(day)
+        grad_query, grad_keys, grad_bias, grad_weights, grad_kin, grad_meeting = map(torch.zeros_like, (query, keys, bias, weights, kin, meeting))
+        room, barred = None, _barred(eligible)
         for rows, days in _chunks(day, len(keys)):
-            own, todays = states[rows], weights[rows]
-            room = own.new_empty(2, len(rows), len(keys)) if room is None else room
+            room = query.new_empty(2, len(rows), len(keys)) if room is None else room
             z, chance = room[:, : len(rows)]
-            torch.mm(own, items.T, out=z)
-            for today, begin, end in days:
-                z[begin:end].addmm_(todays[begin:end], popularity[today].T)
-                if is_barred[today]:
-                    z[begin:end].masked_fill_(~eligible[today], _NEVER)
-            z[:, 0] = _NEVER
-            if has_kin:
-                z += kin[rows].index_select(1, leaf)
-            z.scatter_add_(1, met_item[rows], meeting[rows])
+            _scores(head.of(rows), days, barred, z)
             if seek:
                 highest, best[rows] = z.max(1)
             else:
@@ -280,14 +278,15 @@ class _CatalogueLogsumexp(torch.autograd.Function):
             torch.softmax(z, 1, out=chance)
             lse[rows] = torch.where(some, highest - chance.amax(1).log(), 0.0)
             share = torch.where(some, weight[rows], 0.0)[:, None]
-            grad_items.addmm_(chance.T, own * share)
-            grad_states[rows] = chance @ items * share
+            grad_keys.addmm_(chance.T, query[rows] * share)
+            grad_bias.addmv_(chance.T, share.squeeze(1))
+            grad_query[rows] = chance @ keys * share
             for today, begin, end in days:
                 grad_weights[rows[begin:end]] = chance[begin:end] @ popularity[today] * share[begin:end]
-            if has_kin:
+            if kin.shape[1] > 1:
                 grad_kin[rows] = torch.zeros_like(kin[rows]).index_add_(1, leaf, chance) * share
             grad_meeting[rows] = chance.gather(1, met_item[rows]) * share
-        context.save_for_backward(grad_states[:, :dim], grad_items[:, :dim], grad_items[:, dim], grad_weights, grad_kin, grad_meeting)
+        context.save_for_backward(grad_query, grad_keys, grad_bias, grad_weights, grad_kin, grad_meeting)
         context.mark_non_differentiable(lse, best)
         return (weight * lse).sum(), lse, best
 
