@@ -115,8 +115,12 @@ class Train(_Section):
     context: int = Field(64, ge=2, description="last steps of a user that the state sees")
     dropout: float = Field(0.1, ge=0, lt=1)
     id_dropout: float = Field(0.2, ge=0, lt=1, description="share of the items with content that train without a vector of their own")
-    step_id_dropout: float = Field(
-        0.8, ge=0, lt=1, description="share of the steps of a history that are read by the item's content alone in training, where it has any"
+    step_id_dropout: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="share of the steps of a history that are read by the item's content alone in training, where it has any; "
+        "unset: by the log: 0.8 where it tells what was shown in vain, else 5 / (5 + n) of the steps with an item that has n",
     )
     crop: float = Field(0.0, ge=0, le=1, description="share of the windows that are read from one of their steps on alone in training")
     mask: float = Field(0.0, ge=0, lt=1, description="share of the steps of a history that are read as unknown in training")
@@ -190,12 +194,14 @@ class Train(_Section):
         return named or {"": self}
 
     def for_log(self, has_refusals: bool) -> Train:
-        """With `alpha` by the kind of log, unless it is set.
+        """With `alpha` and `step_id_dropout` by the kind of log, unless they are set.
 
         A log that tells what was shown in vain says itself what is bad. Where it tells of interactions alone, nothing is known of all other
-        items, and what is not close to the log is a guess.
+        items, and what is not close to the log is a guess. There each item of a history was the user's choice, which says more than its content,
+        once the item is known; what was shown to him was not.
         """
-        return self if self.alpha is not None else self.model_copy(update={"alpha": 0.0 if has_refusals else 50.0})
+        by_log = {"alpha": 0.0, "step_id_dropout": 0.8} if has_refusals else {"alpha": 50.0}
+        return self.model_copy(update={name: value for name, value in by_log.items() if getattr(self, name) is None})
 
 
 class Evaluate(_Section):

@@ -25,6 +25,7 @@ from jobs.contracts.errors import TooLittleData, TrainingFailed
 from jobs.settings import Train
 from jobs.storage import Location, write_whole
 from models.checkpoint import load_checkpoint, random_states, save_checkpoint
+from models.data import Floats, Ints
 from models.factors import item_factors
 from models.loader import Loader, Packed, Packing, Position
 from models.losses import Drawn
@@ -44,6 +45,7 @@ _LARGEST_GRADIENT = 1.0
 _ROW_RATE = 0.05  # of RowAdagrad
 _DUAL_RATE = 0.05  # of the logarithm of alpha, where it is tuned to a gap
 _SAVED_EVERY = 300  # seconds
+_CONTENT_STEPS = 5  # steps of an item that its content weighs as many as
 MANY = 4096  # steps; of fewer, factors know by heart what the few users have in common, and vectors had better begin at random
 
 
@@ -109,7 +111,7 @@ def _levelled(network: Network, level: float, gammas: Sequence[float]) -> None:
 
 def config_of(train: Train, event_types: tuple[str, ...], repeats: bool) -> NetworkConfig:
     """The shape of the network that the settings ask for."""
-    same = ("dim", "layers", "heads", "context", "encoder", "dropout", "id_dropout", "step_id_dropout", "critics", "lower")
+    same = ("dim", "layers", "heads", "context", "encoder", "dropout", "id_dropout", "critics", "lower")
     shape: dict[str, Any] = {name: getattr(train, name) for name in same}
     shape |= {"policies": len(train.policies) or 1, "behaviour": train.support is not None, "user_features": tuple(train.user_features)}
     return NetworkConfig(event_types=event_types, repeats=repeats, **shape)
@@ -164,7 +166,9 @@ class _Learner:
                 module.flatten_parameters()  # a copy's lie apart, and a GPU would collect them each time
         self._data, self._train, self._device, self._draft, self._ranks = data, train, device, draft, ranks
         self._policies = train.each(data.counts.has_refusals)
-        self._table = item_table(data.catalogue.item_ids, data.catalogue.categories, data.catalogue, device)
+        chosen = np.bincount(data.counts.item, data.counts.steps, len(data.catalogue)).astype(np.int64)
+        table = item_table(data.catalogue.item_ids, data.catalogue.categories, data.catalogue, device)
+        self._table = replace(table, unread=torch.from_numpy(_unread(chosen, train.for_log(data.counts.has_refusals).step_id_dropout)).to(device))
         self._packing = Packing(train.context, train.context + 1, max(1, train.batch_for(sum(data.buckets.sizes)) // (train.context + 1) // ranks.count))
         self._loader = Loader(data.buckets, self._packing, train.seed, ranks.rank, ranks.count, workers=2 if device.type == "cuda" else 0)
         self._epoch, self._position, self._done = 0, Position(), 0
@@ -179,7 +183,6 @@ class _Learner:
         tables: tuple[Tensor, ...] = ()
         if len(data.catalogue) - 1 > train.exact_items:
             tables = (network.item_vector.weight, network.item_bias.weight)
-            chosen = np.bincount(data.counts.item, data.counts.steps, len(data.catalogue)).astype(np.int64)
             self._proposal = Proposal(chosen, np.logical_or.reduce(data.eligible))
             self._modules["by_row"] = self._by_row = RowAdagrad(*tables)
         else:
@@ -375,6 +378,11 @@ class _Learner:
         columns = {**vars(batch.rows), **{name: tensor for name, tensor in vars(batch).items() if name != "rows"}}
         write_whole(place, save({name: tensor.cpu().contiguous() for name, tensor in columns.items()}))
         return f" on the batch in {place}"
+
+
+def _unread(chosen: Ints, share: float | None) -> Floats:
+    """How often a step is read by the content of its item alone, by item: a `share`, or, for None, the less the more steps chose it: float32[items]."""
+    return np.full(len(chosen), share, dtype=np.float32) if share is not None else (_CONTENT_STEPS / (_CONTENT_STEPS + chosen)).astype(np.float32)
 
 
 def _schedule(done: float) -> float:

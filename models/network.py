@@ -49,7 +49,6 @@ class NetworkConfig:
     encoder: str  # a key of ENCODERS
     dropout: float
     id_dropout: float  # share of the items with content that train without their own vector, so that content alone learns to score
-    step_id_dropout: float  # share of the steps that are read by the item's content alone in training, where it has any
     repeats: bool  # whether an item of the window may be chosen again
     policies: int = 1
     critics: int = 1  # passes, and heads of a policy
@@ -73,13 +72,14 @@ class ItemTable:
     categories: Tensor  # int64[items, depth] the path's categories; 0 = none
     leaf: Tensor  # int64[items] the last of them, counted in some order of their own; 0 = none
     leaves: int  # how many of these there are
+    unread: Tensor  # float32[items] chance that a step with it is read, in training, by its content alone, if it has any
     given: Mapping[str, Tensor]  # float32[items] or [items, width], as of `given_of`; the network may not know all of it
 
     def of(self, items: Tensor) -> ItemTable:
         """Some of the items, of which the first is none, and of the leaves only theirs."""
         leaves, leaf = torch.unique(self.leaf[items], return_inverse=True)
         given = {name: values[items] for name, values in self.given.items()}
-        return ItemTable(self.ids[items], self.categories[items], leaf, len(leaves) - 1, given)
+        return ItemTable(self.ids[items], self.categories[items], leaf, len(leaves) - 1, self.unread[items], given)
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ class ItemVectors:
     content: Tensor  # [items, dim] the part of it that does not come from the item's own vector
     bias: Tensor  # [items, heads] b
     has_content: Tensor  # bool[items]
+    unread: Tensor  # float32[items] as in the table
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def item_table(item_ids: Sequence[str], categories: Sequence[tuple[str, ...]], c
     leaf = np.array([paths.get(path, 0) for path in catalogue.categories], dtype=np.int64)
     tensors = [torch.from_numpy(values).to(device) for values in (ids, codes, leaf)]
     given = {name: torch.from_numpy(values).to(device) for name, values in given_of(catalogue).items()}
-    return ItemTable(tensors[0], tensors[1], tensors[2], len(paths), given)
+    return ItemTable(tensors[0], tensors[1], tensors[2], len(paths), torch.zeros(len(catalogue), device=device), given)
 
 
 def rows_of(steps: Steps, begins: Ints, ends: Ints, device: torch.device, now: Ints | None = None) -> Rows:
@@ -248,7 +249,7 @@ class Network(nn.Module):
         if self.training and self.config.id_dropout > 0:
             kept = ((torch.rand(len(bias), device=bias.device) >= self.config.id_dropout) | ~has_content)[:, None]
             vectors, bias = torch.where(kept, vectors, vectors[0]), torch.where(kept, bias, bias[0])
-        return ItemVectors(vectors + content, content, bias, has_content)
+        return ItemVectors(vectors + content, content, bias, has_content, table.unread)
 
     def own(self, table: ItemTable) -> tuple[Tensor, Tensor]:
         """What the network has for each item of the table alone: [items, dim], [items, heads]."""
@@ -290,9 +291,9 @@ class Network(nn.Module):
 
     def _read(self, item: Tensor, items: ItemVectors) -> Tensor:
         whole = embedding(item, items.whole)
-        if not self.training or not self.config.step_id_dropout:
+        if not self.training:
             return whole
-        kept = (torch.rand(item.shape, device=item.device) >= self.config.step_id_dropout) | ~items.has_content[item]
+        kept = (torch.rand(item.shape, device=item.device) >= items.unread[item]) | ~items.has_content[item]
         return torch.where(kept[:, :, None], whole, embedding(item, items.content))
 
 

@@ -130,7 +130,7 @@ class PolicyProgram(nn.Module):
         """
         rows, last = self._rows(steps, count, now)
         biases = self.whole[:, :1].expand(-1, len(self.network.heads))
-        items = ItemVectors(self.whole, self.whole, biases, self.leaf > 0)  # of which the states read the first alone
+        items = ItemVectors(self.whole, self.whole, biases, self.leaf > 0, torch.zeros_like(self.leaf))  # of which the states read the first alone
         view = view_of(rows, self.network.config.context, last)
         critics = self.network.states(rows, view, items, None if features is None else features[:, None])
 

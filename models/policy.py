@@ -29,7 +29,7 @@ from models.popularity import POPULARITY_FEATURES
 
 _BATCH = 256
 _NUMBER, _VECTOR = "number ", "vector "  # what the columns of items.parquet begin with that hold what else is given
-FORM = 5  # of a policy folder; another one is not read
+FORM = 6  # of a policy folder; another one is not read
 
 
 def device_of_choice() -> torch.device:

@@ -147,9 +147,10 @@ class Window:
             "encoder": CategoricalDistribution(sorted(ENCODERS) if train.dim % (2 * train.heads) == 0 else [train.encoder]),
             "layers": IntDistribution(1, max(3, train.layers)),
             "dropout": number("dropout", 0.0, 0.5),
-            "step_id_dropout": number("step_id_dropout", 0.0, 0.95),
             "gamma": number("gamma", 0.5, 0.98),
         }
+        if train.step_id_dropout is not None:
+            space["step_id_dropout"] = number("step_id_dropout", 0.0, 0.95)
         if train.backup == "logged":
             space["mixing"] = number("mixing", 0.8, 1.0)
         if not self.data.counts.has_refusals:

@@ -85,7 +85,6 @@ def network(items: Catalogue, repeats: bool = True, seed: int = 0, **changes: An
         "encoder": "gru",
         "dropout": 0.0,
         "id_dropout": 0.0,
-        "step_id_dropout": 0.0,
     } | changes
     torch.manual_seed(seed)
     made = network_over(items, NetworkConfig(**{"event_types": EVENT_TYPES, "repeats": repeats, **shape}))

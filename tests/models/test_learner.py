@@ -208,6 +208,7 @@ def test_what_is_unset_follows_from_the_log() -> None:
         kinds[refused] = training_data(catalogue(2), log).counts.has_refusals
     assert kinds == {0: False, 1: False, 2: True}
     assert [Train(alpha=alpha).for_log(refusals).alpha for alpha in (None, 0.5) for refusals in (True, False)] == [0.0, 50.0, 0.5, 0.5]
+    assert [Train(step_id_dropout=share).for_log(refusals).step_id_dropout for share in (None, 0.5) for refusals in (True, False)] == [0.8, None, 0.5, 0.5]
 
 
 def test_training_leaves_the_random_state_alone() -> None:

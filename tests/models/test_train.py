@@ -200,6 +200,6 @@ def test_holdout_days_are_not_learnt_from(lake: Lake, settings: Settings) -> Non
 def test_a_folder_of_another_form_is_not_read(tmp_path: Path) -> None:
     save_policy(tmp_path / "p", network(catalogue(3)), catalogue(3), NO_POPULARITY.repeat(4, 0), {}, {})
     config = tmp_path / "p" / "config.json"
-    config.write_text(config.read_text().replace('"form": 5', '"form": 1'))
-    with pytest.raises(NotReady, match="has form 1, and this version of Nightjar reads form 5"):
+    config.write_text(config.read_text().replace('"form": 6', '"form": 1'))
+    with pytest.raises(NotReady, match="has form 1, and this version of Nightjar reads form 6"):
         Learnt.load(tmp_path / "p")

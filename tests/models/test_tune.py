@@ -175,7 +175,7 @@ def test_the_first_trial_is_todays_policy_by_ndcg(lake: Lake, settings: Settings
     tune(lake, settings, D, 1, None, tmp_path / "t.log")
     assert "ndcg@3 on 2026-01-05, as the log is of interactions alone" in capsys.readouterr().err
     (trial,) = trials_of(tmp_path / "t.log")
-    assert trial.params == {"learning_rate": 0.01, "dropout": 0.1, "step_id_dropout": 0.8, "gamma": 0.9, "mixing": 0.95, "alpha": 50.0, "supervised": 0.0}
+    assert trial.params == {"learning_rate": 0.01, "dropout": 0.1, "gamma": 0.9, "mixing": 0.95, "alpha": 50.0, "supervised": 0.0}
     gains = [1 / math.log2(1 + rank) if rank <= 3 else 0.0 for rank, _, _ in placed(*hand_made(lake, settings, settings.train))]
     assert trial.value == pytest.approx(sum(gains) / len(gains))
 
