@@ -147,7 +147,7 @@ class Train(_Section):
     gap: float | None = Field(None, gt=0, description="in place of alpha: how far the logged items may stand behind all together (log-sum-exp), in nats")
     supervised: float = Field(0.0, ge=0, description="weight of the cross-entropy of rewarded steps")
     critics: int = Field(
-        1, ge=1, description="networks over the same items that learn Q each by itself, and rank by their mean: where they differ, the log says little"
+        1, ge=1, description="networks that learn Q side by side, each by itself, and rank by their mean: where they differ, the log says little"
     )
     lower: float = Field(0.0, ge=0, description="how many standard deviations of the critics below their mean an item is ranked, and a bootstrap taken")
     support: int | None = Field(

@@ -37,6 +37,7 @@ from models.progress import training_progress
 from models.ranks import ALONE, Ranks
 from models.sampling import Proposal, RowAdagrad
 from models.training_data import TrainingData
+from models.user_features import FeaturePart
 
 AfterEpoch = Callable[[int, Network], None]  # told how many epochs have passed, and the network as it is then
 
@@ -82,10 +83,12 @@ def fit(
             train = train.model_copy(update={"epochs": train.warm_epochs})
         else:
             _levelled(network, data.counts.level, [policy.gamma for policy in policies.values()])
-            if network.known is not None:
-                network.known.measure(data.buckets)
+            for part in network.known:
+                assert isinstance(part, FeaturePart)
+                part.measure(data.buckets)
             if sum(data.buckets.sizes) >= MANY:
-                network.item_vector.load_state_dict({"weight": torch.from_numpy(item_factors(data.buckets, len(data.catalogue), train.dim, train.seed))})
+                factors = [item_factors(data.buckets, len(data.catalogue), train.dim, train.seed + critic) for critic in range(train.critics)]
+                network.item_vector.load_state_dict({"weight": torch.from_numpy(np.concatenate(factors, axis=1))})
         if not ranks.is_first:
             torch.manual_seed(train.seed + ranks.rank)  # so that each drops and draws others
         learner = _Learner(network, data, train, device, draft, ranks)

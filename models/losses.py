@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import embedding, pad
 
 from models.data import END_CODES
-from models.network import ItemTable, ItemVectors, Rows, States
+from models.network import ItemTable, Rows, States
 
 _NEVER = -1e30  # z of what may not be chosen: no item, and no infinity, whose products are no numbers
 _CHUNK_SCORES = {"cpu": 1_000_000, "cuda": 32_000_000}  # scores held at once: what stays in a cache; what keeps a GPU busy
@@ -45,13 +45,13 @@ class Head:
         return replace(self, **own)
 
 
-def head_of(rows: Rows, states: States, table: ItemTable, items: ItemVectors, popularity: Tensor, day: Tensor, places: Tensor) -> Head:
+def head_of(rows: Rows, states: States, table: ItemTable, popularity: Tensor, day: Tensor, places: Tensor) -> Head:
     """The head in some states of rows: `places` is int64[states] in rows · slots, `day` int64[states]."""
     query, weights, kin, met_item, meeting = (
         values.flatten(0, 1).index_select(0, places) for values in (states.query, states.popularity, states.kin, states.met_item, states.meeting)
     )
     step_category = table.leaf[rows.item].index_select(0, places // states.query.shape[1])
-    return Head(query, items.whole, states.bias, weights, popularity, day, table.leaf, by_category(step_category, kin, table.leaves), met_item, meeting)
+    return Head(query, states.keys, states.bias, weights, popularity, day, table.leaf, by_category(step_category, kin, table.leaves), met_item, meeting)
 
 
 def chosen_score(head: Head, action: Tensor) -> Tensor:
@@ -105,9 +105,9 @@ class Drawn:
     offset: Tensor  # [drawn]: log(times drawn / (draws · chance of the item)), added to z in a sum over the catalogue
 
 
-def content_of(rows: Rows, states: States, items: ItemVectors, places: Tensor) -> Tensor:
+def content_of(rows: Rows, states: States, places: Tensor) -> Tensor:
     """query·key of the item of each slot of its row, in some states of rows, as in `head_of`: [states, length]."""
-    keys = embedding(rows.item, items.whole)
+    keys = embedding(rows.item, states.keys)
     return torch.bmm(states.query, keys.transpose(1, 2)).flatten(0, 1).index_select(0, places)
 
 

@@ -7,9 +7,9 @@ So an item without a history is scored by its content.
 The state is what the encoder makes of the steps, and what is known of the user on the eve of its day, where that is asked for (`models.user_features`).
 The meeting term is for the items that the window of the user holds, and for no other: when, how often and how each was last met.
 The kin term is for the items of the categories that it holds: a sum over all steps of the category, by how long ago and how they ended.
-Policies that learn together have one pass and one g between them, and a head and a b each. With several critics there are as many passes, and of
-each policy as many heads; it ranks by their mean, or a lower bound over them; g stays one. A head of its own says what the log chooses, where
-that is asked for.
+Policies that learn together have one pass and one g between them, and a head and a b each. Several critics are as many networks, side by side, each
+with a pass, a g, and a head of every policy, which ranks by their mean, or a lower bound over them. A head of its own says what the log chooses,
+where that is asked for, in the states of the first.
 """
 
 from __future__ import annotations
@@ -51,10 +51,15 @@ class NetworkConfig:
     id_dropout: float  # share of the items with content that train without their own vector, so that content alone learns to score
     repeats: bool  # whether an item of the window may be chosen again
     policies: int = 1
-    critics: int = 1  # passes, and heads of a policy
+    critics: int = 1  # of a policy
     lower: float = 0.0  # standard deviations of the critics below their mean that a policy ranks by
     behaviour: bool = False  # whether one more head says what the log chooses
     user_features: tuple[str, ...] = ()  # that a state has
+
+    @property
+    def width(self) -> int:
+        """Of what all critics have of an item, or of a step, end to end."""
+        return self.dim * self.critics
 
 
 ENCODERS: dict[str, Callable[[NetworkConfig], nn.Module]] = {
@@ -102,8 +107,8 @@ class Rows:
 class ItemVectors:
     """What stands for each item of a table, the first of which is none."""
 
-    whole: Tensor  # [items, dim] g
-    content: Tensor  # [items, dim] the part of it that does not come from the item's own vector
+    whole: Tensor  # [items, width] g of every critic
+    content: Tensor  # [items, width] the part of it that does not come from the item's own vector
     bias: Tensor  # [items, heads] b
     has_content: Tensor  # bool[items]
     unread: Tensor  # float32[items] as in the table
@@ -114,6 +119,7 @@ class States:
     """What a head says of states in slots of rows: in all of them, or in one of each row."""
 
     query: Tensor  # [rows, slots, dim] f
+    keys: Tensor  # [items, dim] g
     bias: Tensor  # [items] b
     value: Tensor  # [rows, slots, 1]
     nearer: Tensor  # [rows, slots, NEARER]: its value to shorter horizons
@@ -205,7 +211,7 @@ def log_bucket(seconds: Tensor) -> Tensor:
 
 def network_over(catalogue: Catalogue, config: NetworkConfig) -> Network:
     """A new network whose vocabulary is a catalogue."""
-    given = {name: part_over(values, config.dim) for name, values in given_of(catalogue).items()}
+    given = {name: part_over(values, config.width) for name, values in given_of(catalogue).items()}
     return Network(config, len(catalogue) - 1, len(category_paths(catalogue.categories)), given)
 
 
@@ -215,17 +221,17 @@ class Network(nn.Module):
     def __init__(self, config: NetworkConfig, items: int, categories: int, given: Mapping[str, nn.Module] = MappingProxyType({})) -> None:
         super().__init__()
         self.config = config
-        dim, kinds = config.dim, len(config.event_types) + 1
-        self.item_vector = nn.Embedding(items + 1, dim)
+        dim, width, kinds = config.dim, config.width, len(config.event_types) + 1
+        self.item_vector = nn.Embedding(items + 1, width)
         heads = config.policies * config.critics + config.behaviour
         self.item_bias = nn.Embedding(items + 1, heads)
-        self.category_vector = nn.Embedding(categories + 1, dim, padding_idx=0)
+        self.category_vector = nn.Embedding(categories + 1, width, padding_idx=0)
         self.given = nn.ModuleDict(given)
-        self.event = nn.Embedding(kinds, dim)
-        self.response = nn.Embedding(kinds, dim)
-        self.wait = nn.Embedding(_TIME_BUCKETS, dim)
-        self.item_input = nn.Linear(dim, dim, bias=False)
-        self.start = nn.Parameter(torch.zeros(dim))
+        self.event = nn.Embedding(kinds, width)
+        self.response = nn.Embedding(kinds, width)
+        self.wait = nn.Embedding(_TIME_BUCKETS, width)
+        self.item_inputs = nn.ModuleList(nn.Linear(dim, dim, bias=False) for _ in range(config.critics))
+        self.start = nn.Parameter(torch.zeros(width))
         self.encoders = nn.ModuleList(ENCODERS[config.encoder](config) for _ in range(config.critics))
         self.dropout = nn.Dropout(config.dropout)
         self.heads = nn.ModuleList(PolicyHead(config) for _ in range(heads))
@@ -237,7 +243,8 @@ class Network(nn.Module):
         with torch.no_grad():
             self.item_vector.weight[0].zero_()
             self.category_vector.weight[0].zero_()
-        self.known = FeaturePart(len(config.user_features), dim) if config.user_features else None
+        features = len(config.user_features)
+        self.known = nn.ModuleList(FeaturePart(features, dim) for _ in range(config.critics if features else 0))
 
     def items(self, table: ItemTable, own: tuple[Tensor, Tensor] | None = None) -> ItemVectors:
         """What stands for every item of the table. In training some of those that have content go without their own vector.
@@ -252,11 +259,11 @@ class Network(nn.Module):
         return ItemVectors(vectors + content, content, bias, has_content, table.unread)
 
     def own(self, table: ItemTable) -> tuple[Tensor, Tensor]:
-        """What the network has for each item of the table alone: [items, dim], [items, heads]."""
+        """What the network has for each item of the table alone: [items, width], [items, heads]."""
         return self.item_vector(table.ids), self.item_bias(table.ids)
 
     def _content(self, table: ItemTable) -> tuple[Tensor, Tensor]:
-        """[items, dim], and bool[items]: whether there is any."""
+        """[items, width], and bool[items]: whether there is any."""
         content, has_content = self.category_vector(table.categories).sum(1), table.leaf > 0
         for name, part in self.given.items():
             if name in table.given:
@@ -271,14 +278,20 @@ class Network(nn.Module):
         reads in place of rows and view.
         """
         read_rows, read_view = read or (rows, view)
-        tokens = self.item_input(self._read(read_rows.item, items)) + self.event(read_rows.event) + self.response(read_rows.response)
+        critics = self.config.critics
+        read_items = self._read(read_rows.item, items).chunk(critics, 2)
+        tokens = torch.cat([layer(part) for layer, part in zip(self.item_inputs, read_items, strict=True)], 2)
+        tokens = tokens + self.event(read_rows.event) + self.response(read_rows.response)
         tokens = torch.where(read_view.follows[:, :, None], tokens, self.start) + self.wait(read_view.wait)
-        hidden = [encoder(self.dropout(tokens), read_view) for encoder in self.encoders]
-        if self.known is not None:
+        parts = self.dropout(tokens).chunk(critics, 2)
+        hidden = [encoder(part, read_view) for encoder, part in zip(self.encoders, parts, strict=True)]
+        if self.known:
             if known is None:
                 known = tokens.new_full((*hidden[0].shape[:2], len(self.config.user_features)), torch.nan)
-            hidden = [self.known(one, known) for one in hidden]
-        return [head(rows, view, hidden[number % len(hidden)], bias) for number, (head, bias) in enumerate(zip(self.heads, items.bias.T, strict=True))]
+            hidden = [part(state, known) for part, state in zip(self.known, hidden, strict=True)]
+        keys = items.whole.chunk(critics, 1)
+        heads = enumerate(zip(self.heads, items.bias.T, strict=True))
+        return [head(rows, view, hidden[number % critics], keys[number % critics], bias) for number, (head, bias) in heads]
 
     def alone(self, policy: int) -> Network:
         """A network with that policy alone."""
@@ -325,11 +338,11 @@ class PolicyHead(nn.Module):
         for query in (self.meeting_query, self.kin_query):
             nn.init.ones_(query.bias)  # the tables that it meets start at 0
 
-    def forward(self, rows: Rows, view: View, hidden: Tensor, bias: Tensor) -> States:
-        """`hidden` is [rows, slots, dim], of the slots that `view` is of; `bias` [items]."""
+    def forward(self, rows: Rows, view: View, hidden: Tensor, keys: Tensor, bias: Tensor) -> States:
+        """`hidden` is [rows, slots, dim], of the slots that `view` is of; `keys` [items, dim], `bias` [items]."""
         met_item = rows.item[:, None, :] * view.met
         meeting, kin = self._meetings(rows, view, hidden), self._kin(rows, view, hidden)
-        return States(self.query(hidden), bias, self.value(hidden), self.nearer(hidden), self.popularity(hidden), met_item, meeting, kin)
+        return States(self.query(hidden), keys, bias, self.value(hidden), self.nearer(hidden), self.popularity(hidden), met_item, meeting, kin)
 
     def _meetings(self, rows: Rows, view: View, hidden: Tensor) -> Tensor:
         query = self.meeting_query(hidden) / math.sqrt(_MEETING_DIM)

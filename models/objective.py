@@ -43,7 +43,7 @@ from models.losses import (
     lower_bound,
     n_step_targets,
 )
-from models.network import NEARER, ItemTable, ItemVectors, Network, Rows, States, view_of
+from models.network import NEARER, ItemTable, Network, Rows, States, view_of
 
 _LEAST_ELAPSED = 1e-3  # 0 to the power of 0 is 1, and a discount of 0 looks no step ahead
 
@@ -115,7 +115,6 @@ class Part:
 class Seen:
     """A batch as a network sees it, with one of its heads, and of it the states looked at."""
 
-    items: ItemVectors
     states: States
     part: Part
     batch: Batch
@@ -124,7 +123,7 @@ class Seen:
     @cached_property
     def head(self) -> Head:
         """What scores the items in these states."""
-        return head_of(self.batch.rows, self.states, self.part.table, self.items, self.part.popularity, self.there(self.batch.day), self.places)
+        return head_of(self.batch.rows, self.states, self.part.table, self.part.popularity, self.there(self.batch.day), self.places)
 
     def there(self, values: Tensor) -> Tensor:
         """[rows, slots, ...] → [places, ...]."""
@@ -153,8 +152,7 @@ def batch_loss(online: Network, target: Network, part: Part, batch: Batch, polic
     rows, view = batch.rows, view_of(batch.rows, online.config.context)
     items = online.items(part.table, own)
     with torch.no_grad():
-        target_items = target.items(part.table)
-        target_states = target.states(rows, view, target_items, batch.known)
+        target_states = target.states(rows, view, target.items(part.table), batch.known)
     read = reading(rows, view, next(iter(policies.values()))) if online.training else Reading.whole(rows, view)
     states = online.states(rows, view, items, batch.known, (read.rows, read.view))
     batch = replace(batch, action=torch.where(read.is_ahead, 0, batch.action))  # looked at still, as what comes before them bootstraps from there
@@ -167,14 +165,14 @@ def batch_loss(online: Network, target: Network, part: Part, batch: Batch, polic
     parts: dict[str, Tensor] = {}
     repeats, critics, log = online.config.repeats, online.config.critics, None
     if online.config.behaviour:
-        behaviour, log = _behaviour(repeats, Seen(items, states[-1], part, batch, places))
+        behaviour, log = _behaviour(repeats, Seen(states[-1], part, batch, places))
         total, parts = behaviour.total, behaviour.parts
     for number, (name, train) in enumerate(policies.items()):
         mine = slice(number * critics, (number + 1) * critics)
         valued = replace(batch, reward=_valued(batch, train, online.config.event_types))
-        targets = [Seen(target_items, seen, part, valued, places) for seen in target_states[mine]]
+        targets = [Seen(seen, part, valued, places) for seen in target_states[mine]]
         for critic, seen in enumerate(states[mine]):
-            loss = _policy_loss(repeats, train, Seen(items, seen, part, valued, places), targets, critic, log)
+            loss = _policy_loss(repeats, train, Seen(seen, part, valued, places), targets, critic, log)
             total = total + least / (critics * _weight(train)) * loss.total
             for kind, value in loss.parts.items():
                 known = f"{name} {kind}".strip()
@@ -214,7 +212,7 @@ class _Choices:
         if not repeats:
             action = torch.where((head.met_item == action[:, None]).any(1), 0, action)
             choosable = replace(head, meeting=head.meeting.masked_fill(head.met_item > 0, -torch.inf))
-        content = content_of(batch.rows, seen.states, seen.items, seen.places) if seen.part.drawn else None
+        content = content_of(batch.rows, seen.states, seen.places) if seen.part.drawn else None
         learnt = action > 0
         share = learnt / learnt.sum().clamp(min=1)
         return cls(head, choosable, content, seen.there(batch.candidates), action, share, torch.where(learnt, chosen_score(head, action), 0.0))

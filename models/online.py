@@ -137,7 +137,7 @@ class PolicyProgram(nn.Module):
         def mean(name: str) -> Tensor:
             return torch.stack([getattr(states, name) for states in critics]).mean(0)
 
-        query, popularity = mean("query"), mean("popularity")
+        query, popularity = torch.cat([states.query for states in critics], dim=2) / len(critics), mean("popularity")
         category = self.leaf[rows.item]
         return {
             "query": torch.cat([query, torch.ones_like(query[:, :, :1]), popularity], dim=2).squeeze(1),

@@ -198,7 +198,7 @@ class Policy:
         last = rows.segment.sum(1, keepdim=True) - 1
         critics = self._network.states(rows, view_of(rows, self._network.config.context, last), self._items, known)
         day, places = torch.zeros_like(last[:, 0]), torch.arange(len(last), device=self._device)
-        heads = [head_of(rows, states, self._table, self._items, self._popularity, day, places) for states in critics]
+        heads = [head_of(rows, states, self._table, self._popularity, day, places) for states in critics]
         return heads, torch.stack([states.value[:, 0, 0] for states in critics])
 
 

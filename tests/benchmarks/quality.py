@@ -57,7 +57,10 @@ class Set:
 
 SETS = {
     "MovieTweetings": Set(
-        lambda: movietweetings(DATA / "movietweetings"), date(2013, 7, 29), date(2013, 8, 15), Train(dropout=0.5, step_id_dropout=0.0, epochs=12, batch_steps=1024)
+        lambda: movietweetings(DATA / "movietweetings"),
+        date(2013, 7, 29),
+        date(2013, 8, 15),
+        Train(dropout=0.5, step_id_dropout=0.0, epochs=12, batch_steps=1024),
     ),
     "Taobao category": Set(
         lambda: taobao(DATA / "taobao_userbehavior", False), date(2017, 12, 2), date(2017, 12, 3), Train(dropout=0.2, epochs=4, batch_steps=512)

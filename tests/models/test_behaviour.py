@@ -66,7 +66,7 @@ def test_the_behaviour_is_learnt_calibrated(monkeypatch: pytest.MonkeyPatch) -> 
     with torch.no_grad():
         states = learnt.states(rows, view_of(rows, 8, last), vectors)[-1]
         day, nothing = torch.zeros(2, dtype=torch.int64), torch.zeros(1, 7, POPULARITY_FEATURES)
-        z = all_scores(head_of(rows, states, table, vectors, nothing, day, torch.arange(2)))
+        z = all_scores(head_of(rows, states, table, nothing, day, torch.arange(2)))
     assert parts[-1]["behaviour"] < parts[0]["behaviour"]
     assert abs(np.mean([some["overconfidence"] for some in parts[-25:]])) < 0.05
     found = z[:, 1:].softmax(1)

@@ -41,11 +41,14 @@ def critics_of(made: Network) -> list[Network]:
     """Each critic of a network as one of its own."""
     found = []
     for critic in range(made.config.critics):
-        own = slice(critic, critic + 1)
+        own, dim = slice(critic, critic + 1), made.config.dim
         alone = copy.deepcopy(made)
         alone.config = dataclasses.replace(made.config, critics=1, lower=0.0)
-        alone.encoders, alone.heads = alone.encoders[own], alone.heads[own]
+        alone.encoders, alone.heads, alone.item_inputs = alone.encoders[own], alone.heads[own], alone.item_inputs[own]
         alone.item_bias.weight = torch.nn.Parameter(alone.item_bias.weight[:, own].detach())
+        for table in (alone.item_vector, alone.category_vector, alone.event, alone.response, alone.wait):
+            table.weight = torch.nn.Parameter(table.weight[:, critic * dim : (critic + 1) * dim].detach())
+        alone.start = torch.nn.Parameter(alone.start[critic * dim : (critic + 1) * dim].detach())
         found.append(alone)
     return found
 
@@ -78,7 +81,7 @@ def test_the_bootstrap_is_the_lower_bound_at_the_item_that_each_critic_would_cho
         items, places = net.items(part.table), torch.arange(4)
         rows = rows_of(log, np.array([0]), np.array([3]), CPU)
         seen = net.states(rows, view_of(rows, 8), items)
-        heads = [head_of(rows, states, part.table, items, part.popularity, torch.zeros(4, dtype=torch.int64), places) for states in seen]
+        heads = [head_of(rows, states, part.table, part.popularity, torch.zeros(4, dtype=torch.int64), places) for states in seen]
         return [(states.value[0, :, 0], all_scores(head)) for states, head in zip(seen, heads, strict=True)]
 
     errors = []
