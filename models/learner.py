@@ -37,7 +37,7 @@ from models.progress import training_progress
 from models.ranks import ALONE, Ranks
 from models.sampling import Proposal, RowAdagrad
 from models.training_data import TrainingData
-from models.user_features import FeaturePart
+from models.user_features import measure
 
 AfterEpoch = Callable[[int, Network], None]  # told how many epochs have passed, and the network as it is then
 
@@ -83,9 +83,8 @@ def fit(
             train = train.model_copy(update={"epochs": train.warm_epochs})
         else:
             _levelled(network, data.counts.level, [policy.gamma for policy in policies.values()])
-            for part in network.known:
-                assert isinstance(part, FeaturePart)
-                part.measure(data.buckets)
+            if network.known:
+                measure(network.known, data.buckets)
             if sum(data.buckets.sizes) >= MANY:
                 factors = [item_factors(data.buckets, len(data.catalogue), train.dim, train.seed + critic) for critic in range(train.critics)]
                 network.item_vector.load_state_dict({"weight": torch.from_numpy(np.concatenate(factors, axis=1))})

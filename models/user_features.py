@@ -91,20 +91,6 @@ class FeaturePart(nn.Module):
         self.input = nn.Linear(dim + 2 * features, dim)
         self.output = nn.Linear(dim, dim)
 
-    def measure(self, buckets: Buckets) -> None:
-        """Take mean and deviation from the evenings of some buckets, each user-day once."""
-        count, total, squares = (np.zeros(len(self.centre)) for _ in range(3))
-        for place in range(len(buckets.sizes)):
-            _, steps = buckets.read(place)
-            values = _scaled(torch.from_numpy(steps.known.values)).double().numpy()
-            is_known = np.isfinite(values)
-            values[~is_known] = 0
-            count, total, squares = count + is_known.sum(0), total + values.sum(0), squares + (values**2).sum(0)
-        centre = total / np.maximum(count, 1)
-        spread = np.sqrt(np.maximum(squares / np.maximum(count, 1) - centre**2, 0))
-        self.centre.copy_(torch.from_numpy(centre))
-        self.spread.copy_(torch.from_numpy(np.where(spread > 1e-6, spread, 1)))  # the same of everybody tells nothing
-
     def forward(self, states: Tensor, features: Tensor) -> Tensor:
         """[rows, slots, dim] and [rows, slots, features], raw, nan = not known → the states. In training some are as if nothing were known."""
         if self.training:
@@ -115,6 +101,23 @@ class FeaturePart(nn.Module):
         read = torch.where(is_known, read, 0.0)
         added: Tensor = self.output(gelu(self.input(torch.cat([states, read, is_known.to(read.dtype)], dim=2))))
         return states + added
+
+
+def measure(parts: nn.ModuleList, buckets: Buckets) -> None:
+    """Give every `FeaturePart` mean and deviation of the evenings of some buckets, each user-day once."""
+    count = total = squares = np.zeros(1)
+    for place in range(len(buckets.sizes)):
+        _, steps = buckets.read(place)
+        values = _scaled(torch.from_numpy(steps.known.values)).double().numpy()
+        is_known = np.isfinite(values)
+        values[~is_known] = 0
+        count, total, squares = count + is_known.sum(0), total + values.sum(0), squares + (values**2).sum(0)
+    centre = total / np.maximum(count, 1)
+    spread = np.sqrt(np.maximum(squares / np.maximum(count, 1) - centre**2, 0))
+    for part in parts:
+        assert isinstance(part, FeaturePart)
+        part.centre.copy_(torch.from_numpy(centre))
+        part.spread.copy_(torch.from_numpy(np.where(spread > 1e-6, spread, 1)))  # the same of everybody tells nothing
 
 
 def _scaled(values: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch import nn
 
 from jobs.contracts.errors import NotReady
 from jobs.lake import Lake
@@ -33,7 +34,7 @@ from models.policy import Policy, save_policy
 from models.reading import Reading
 from models.shards import ShardManifest
 from models.tune import Window
-from models.user_features import TABLE, FeatureFiles, FeaturePart
+from models.user_features import TABLE, FeatureFiles, FeaturePart, measure
 from tests.models.learner_cases import EVENT_TYPES, NO_POPULARITY, catalogue, network, random_steps
 
 D = date(2026, 1, 12)
@@ -215,7 +216,7 @@ def test_what_is_read_is_in_deviations_from_the_mean_of_training() -> None:
     values = np.array([[np.nan, np.nan], [0, 9], [np.nan, 9], [3, 9], [np.nan, np.nan], [7, 9]], dtype=np.float32)
     log = replace(random_steps(5, 1, 9, seed=1), known=Evenings((NAME, OTHER), np.arange(5) << 32, values, 0))
     part = FeaturePart(2, 4).eval()
-    part.measure(HeldBucket(log))
+    measure(nn.ModuleList([part]), HeldBucket(log))
     deviation = float(np.std([0, 2, 3]))
     np.testing.assert_allclose(part.centre, [5 / 3 * np.log(2), np.log(10)], rtol=1e-6)
     np.testing.assert_allclose(part.spread, [deviation * float(np.log(2)), 1.0], rtol=1e-6)
