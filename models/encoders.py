@@ -26,6 +26,7 @@ class View:
     every: Tensor  # bool[rows, length, length]: what each slot sees: itself, and what is before it in its window
     seen: Tensor  # bool[rows, slots, length]: what those slots see that the view is of
     met: Tensor  # bool[rows, slots, length]: of the meetings with an item the last one
+    met_item: Tensor  # int64[rows, slots, length]: its item; 0 elsewhere
     meetings: Tensor  # int64[rows, length] how many there were with the item of the slot, this one included
     steps_ago: Tensor  # int64[rows, slots, length]; 1 = just now
     time_ago: Tensor  # int64[rows, slots, length] bucket, as of that moment

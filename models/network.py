@@ -185,11 +185,13 @@ def view_of(rows: Rows, context: int, at: Tensor | None = None) -> View:
     together = rows.segment[:, :, None] == rows.segment[:, None, :]
     before = place <= place[:, None]
     same = (rows.item[:, :, None] == rows.item[:, None, :]) & together & (rows.item > 0)[:, None, :]
-    again = torch.where(same & ~before.T, place[:, None], len(place)).amin(1)  # [rows, length] the next meeting
+    place32 = place.int()  # of half the size: the arrays of slots by slots are what takes time here
+    again = torch.where(same & ~before.T, place32[:, None], place32.new_full((), len(place))).amin(1)  # [rows, length] the next meeting
     every = together & before
     seen = every if at is None else every.gather(1, at[:, :, None].expand(-1, -1, len(place)))
     moment = rows.time + rows.wait
     now = moment if at is None else moment.gather(1, at)
+    met = seen & (again[:, None, :] > slots[:, :, None]) & (rows.item > 0)[:, None, :]
     return View(
         at,
         rows.segment > 0,
@@ -197,7 +199,8 @@ def view_of(rows: Rows, context: int, at: Tensor | None = None) -> View:
         log_bucket(rows.wait),
         every,
         seen,
-        seen & (again[:, None, :] > slots[:, :, None]) & (rows.item > 0)[:, None, :],
+        met,
+        torch.where(met, rows.item[:, None, :], 0),
         (same & before).sum(2),
         (slots[:, :, None] - place + 1).clamp(0, context),
         log_bucket(now[:, :, None] - rows.time[:, None, :]),
@@ -206,7 +209,8 @@ def view_of(rows: Rows, context: int, at: Tensor | None = None) -> View:
 
 def log_bucket(seconds: Tensor) -> Tensor:
     """floor(log2(1 + seconds)), at least 0 and at most the last bucket."""
-    return torch.bucketize(seconds, 2 ** torch.arange(1, _TIME_BUCKETS, device=seconds.device) - 1, right=True)
+    exponent = torch.frexp((1 + seconds.clamp(min=0)).double()).exponent  # of whole numbers exact, and four times as fast as a search among the bounds
+    return (exponent - 1).clamp(max=_TIME_BUCKETS - 1).long()
 
 
 def network_over(catalogue: Catalogue, config: NetworkConfig) -> Network:
@@ -340,21 +344,20 @@ class PolicyHead(nn.Module):
 
     def forward(self, rows: Rows, view: View, hidden: Tensor, keys: Tensor, bias: Tensor) -> States:
         """`hidden` is [rows, slots, dim], of the slots that `view` is of; `keys` [items, dim], `bias` [items]."""
-        met_item = rows.item[:, None, :] * view.met
         meeting, kin = self._meetings(rows, view, hidden), self._kin(rows, view, hidden)
-        return States(self.query(hidden), keys, bias, self.value(hidden), self.nearer(hidden), self.popularity(hidden), met_item, meeting, kin)
+        return States(self.query(hidden), keys, bias, self.value(hidden), self.nearer(hidden), self.popularity(hidden), view.met_item, meeting, kin)
 
     def _meetings(self, rows: Rows, view: View, hidden: Tensor) -> Tensor:
         query = self.meeting_query(hidden) / math.sqrt(_MEETING_DIM)
         keys = self.meeting_count(view.meetings.clamp(max=_COUNT_BUCKETS - 1)) + self.meeting_event(rows.event) + self.meeting_response(rows.response)
         by_step = query @ keys.transpose(1, 2)
         by_distance = (query @ self.meeting_steps.T).gather(2, view.steps_ago) + (query @ self.meeting_time.T).gather(2, view.time_ago)
-        meeting: Tensor = (by_step + by_distance).masked_fill(~view.met, 0.0)
+        meeting: Tensor = (by_step + by_distance) * view.met
         return meeting
 
     def _kin(self, rows: Rows, view: View, hidden: Tensor) -> Tensor:
         query = self.kin_query(hidden) / math.sqrt(_MEETING_DIM)
         by_step = query @ (self.kin_event(rows.event) + self.kin_response(rows.response)).transpose(1, 2)
         by_distance = (query @ self.kin_steps.T).gather(2, view.steps_ago)
-        kin: Tensor = (by_step + by_distance).masked_fill(~view.seen, 0.0)
+        kin: Tensor = (by_step + by_distance) * view.seen
         return kin
