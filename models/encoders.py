@@ -1,4 +1,4 @@
-"""What makes the state after each step out of the steps: three causal encoders of one form, `encoder(tokens, view)`.
+"""What makes the state after each step out of the steps: causal encoders of one form, `encoder(tokens, view)`; a third is in `models.recurrent`.
 
 `tokens` [rows, length, dim] are the slots of rows, and what comes back is [rows, slots, dim]: the states of the slots that the view is of.
 None looks beyond the window of a slot, or at what comes after it.
@@ -12,7 +12,6 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.rnn import PackedSequence
 
 
 @dataclass(frozen=True)
@@ -45,52 +44,6 @@ class View:
     def of_slots(self, states: Tensor) -> Tensor:
         """Those of the states of all slots [rows, length, dim] that the view is of."""
         return states if self.at is None else states.gather(1, self.at[:, :, None].expand(-1, -1, states.shape[2]))
-
-
-class Recurrent(nn.Module):
-    """A GRU (Cho et al. 2014) over each window: it counts, which attention has to learn from far more steps."""
-
-    def __init__(self, dim: int, layers: int) -> None:
-        super().__init__()
-        self.cells = nn.GRU(dim, dim, layers)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, tokens: Tensor, view: View) -> Tensor:
-        slots, together = view.in_turn
-        flat = tokens.flatten(0, 1)
-        run = self.cells(PackedSequence(flat[slots], together))[0].data if flat.is_cuda else self._run(flat[slots], together.tolist())
-        normed: Tensor = self.norm(view.of_slots(torch.zeros_like(flat).index_copy(0, slots, run).view_as(tokens)))
-        return normed
-
-    def _run(self, states: Tensor, together: list[int]) -> Tensor:
-        """As `cells` does, whose backward pass takes 4.5 times as long on a CPU: for each place of a window it fills a gradient of all slots."""
-        for of_input, of_state, input_bias, state_bias in self.cells.all_weights:
-            dim, hidden, found = of_state.shape[1], states.new_zeros(together[0], of_state.shape[1]), []
-            for given in functional.linear(states, of_input, input_bias).split_with_sizes(together):
-                hidden = hidden[: len(given)]
-                (gates, new), (own_gates, own_new) = (
-                    values.split_with_sizes([2 * dim, dim], 1) for values in (given, functional.linear(hidden, of_state, state_bias))
-                )
-                reset, update = torch.sigmoid(gates + own_gates).chunk(2, 1)
-                hidden = torch.lerp(torch.tanh(torch.addcmul(new, reset, own_new)), hidden, update)
-                found.append(hidden)
-            states = torch.cat(found)
-        return states
-
-
-class OneWindow(nn.Module):
-    """A `Recurrent` for rows that are a window each, from their first slot on: torch.export takes no packed sequence."""
-
-    def __init__(self, recurrent: Recurrent) -> None:
-        super().__init__()
-        self.cells, self.norm = recurrent.cells, recurrent.norm
-
-    def forward(self, tokens: Tensor, view: View) -> Tensor:
-        begin = tokens.new_zeros(self.cells.num_layers, tokens.shape[0], tokens.shape[2])
-        weights = tuple(weight for layer in self.cells.all_weights for weight in layer)  # nn.GRU would set attributes, of which torch.export warns
-        run, _ = torch.gru(tokens, begin, weights, True, self.cells.num_layers, 0.0, False, False, True)
-        normed: Tensor = self.norm(view.of_slots(run))
-        return normed
 
 
 class Transformer(nn.Module):

@@ -27,8 +27,9 @@ from torch.nn.functional import embedding
 
 from models.content import given_of, part_over
 from models.data import Catalogue, Ints, Steps
-from models.encoders import Mean, Recurrent, Transformer, View
+from models.encoders import Mean, Transformer, View
 from models.popularity import POPULARITY_FEATURES
+from models.recurrent import Recurrent, side_by_side
 from models.user_features import FeaturePart
 
 _TIME_BUCKETS = 32  # floor(log2(1 + seconds))
@@ -288,7 +289,7 @@ class Network(nn.Module):
         tokens = tokens + self.event(read_rows.event) + self.response(read_rows.response)
         tokens = torch.where(read_view.follows[:, :, None], tokens, self.start) + self.wait(read_view.wait)
         parts = self.dropout(tokens).chunk(critics, 2)
-        hidden = [encoder(part, read_view) for encoder, part in zip(self.encoders, parts, strict=True)]
+        hidden = self._encoded(parts, read_view)
         if self.known:
             if known is None:
                 known = tokens.new_full((*hidden[0].shape[:2], len(self.config.user_features)), torch.nan)
@@ -305,6 +306,10 @@ class Network(nn.Module):
         only.heads = only.heads[own]
         only.item_bias = nn.Embedding(len(self.item_bias.weight), self.config.critics, _weight=self.item_bias.weight[:, own].detach().clone())
         return only
+
+    def _encoded(self, parts: Sequence[Tensor], view: View) -> list[Tensor]:
+        recurrent = [encoder for encoder in self.encoders if isinstance(encoder, Recurrent)]
+        return side_by_side(recurrent, parts, view) if recurrent else [encoder(part, view) for encoder, part in zip(self.encoders, parts, strict=True)]
 
     def _read(self, item: Tensor, items: ItemVectors) -> Tensor:
         whole = embedding(item, items.whole)

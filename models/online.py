@@ -31,10 +31,10 @@ from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.storage import new_folder
 from models.data import Catalogue
-from models.encoders import OneWindow, Recurrent
 from models.gate import MANIFEST
 from models.network import ItemTable, ItemVectors, Network, Rows, view_of
 from models.policy import Policy
+from models.recurrent import OneWindow, Recurrent
 from models.serving import load_served
 
 OF_EACH_STEP = ("item", "event_type", "response", "event_time")  # what the program takes of a step

@@ -5,10 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.nn.utils.rnn import PackedSequence
 
 from models.data import Catalogue, DailyCounts, Steps
-from models.encoders import Recurrent
 from models.learner import _unread
 from models.loader import pack
 from models.network import ENCODERS, ItemTable, Network, Rows, States, item_table, log_bucket, rows_of, view_of
@@ -173,19 +171,6 @@ def test_the_more_steps_an_item_has_the_more_often_it_is_read_as_itself() -> Non
         many = states_of(made.train(), rows, replace(table(items), unread=torch.from_numpy(_unread(np.array([0, 15, 0]), None)))).query[:, 1]
     read_as_itself = (many - one).abs().amax(1) < 1e-5
     assert float((~read_as_itself).float().mean()) == pytest.approx(0.25, abs=0.012)
-
-
-@pytest.mark.parametrize("layers", [1, 2])
-def test_the_recurrent_encoder_is_the_gru_of_torch(layers: int) -> None:
-    """In value and gradient, over five windows of different lengths."""
-    torch.manual_seed(0)
-    encoder, together = Recurrent(6, layers).double(), torch.tensor([5, 4, 2, 1])
-    tokens, weight = torch.randn(12, 6, dtype=torch.float64, requires_grad=True), torch.randn(12, 6, dtype=torch.float64)
-    learnt = [tokens, *encoder.cells.parameters()]
-    found, expected = encoder._run(tokens, together.tolist()), encoder.cells(PackedSequence(tokens, together))[0].data
-    torch.testing.assert_close(found, expected)
-    for one, other in zip(*(torch.autograd.grad((weight * states).sum(), learnt) for states in (found, expected)), strict=True):
-        torch.testing.assert_close(one, other)
 
 
 def test_the_mean_knows_no_order() -> None:
