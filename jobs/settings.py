@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -146,8 +147,11 @@ class Train(_Section):
     alpha: float | None = Field(None, ge=0, description="weight of the conservative penalty: small seeks return, large clones the log; unset: by the log")
     gap: float | None = Field(None, gt=0, description="in place of alpha: how far the logged items may stand behind all together (log-sum-exp), in nats")
     supervised: float = Field(0.0, ge=0, description="weight of the cross-entropy of rewarded steps")
-    critics: int = Field(
-        1, ge=1, description="networks that learn Q side by side, each by itself, and rank by their mean: where they differ, the log says little"
+    critics: int | None = Field(
+        None,
+        ge=1,
+        description="networks that learn Q side by side, each by itself, and rank by their mean: where they differ, the log says little; "
+        "unset: 3 of a log of up to a million steps, else 1",
     )
     lower: float = Field(0.0, ge=0, description="how many standard deviations of the critics below their mean an item is ranked, and a bootstrap taken")
     support: int | None = Field(
@@ -174,16 +178,22 @@ class Train(_Section):
 
     @model_validator(mode="after")
     def _critics_and_support_are_used(self) -> Self:
-        if self.lower and self.critics == 1:
-            raise ValueError(f"lower = {self.lower:g} is below the mean of several critics, and critics is 1: raise it, or leave lower out")
+        if self.lower and (self.critics or 1) == 1:
+            critics = f"critics is {self.critics or 'unset'}: set it to 2 or more"
+            raise ValueError(f"lower = {self.lower:g} is below the mean of several critics, and {critics}, or leave lower out")
         if self.support and all(train.backup != "best" for train in self._each().values()):
             raise ValueError(f'support = {self.support} bounds the best of backup = "best", which no policy has: set backup, or leave support out')
         return self
 
-    def batch_for(self, steps: int) -> int:
-        """`batch_steps` for a log of so many steps: a small log needs many updates, and of a large one larger batches take less time."""
+    def for_size(self, steps: int) -> Train:
+        """With `batch_steps` and `critics` by the number of steps in the log, unless they are set.
+
+        A small log needs many updates, and of a large one larger batches take less time. What one network makes of a small log has much of its
+        seed, which the mean of several has less of; of a large log it has less, and takes long.
+        """
         few = max(16, steps // 8)  # or a night of a small log would be an update or two
-        return self.batch_steps or min(max(steps // 1000, min(few, 512)), 8192)
+        by_size = {"batch_steps": min(max(steps // 1000, min(few, 512)), 8192), "critics": 3 if steps <= 1_000_000 else 1}
+        return self._unless_set(by_size)
 
     def each(self, has_refusals: bool) -> dict[str, Train]:
         """Each policy of the run by name, as `for_log`; one without a name, unless `policies` names some."""
@@ -200,8 +210,10 @@ class Train(_Section):
         items, and what is not close to the log is a guess. There each item of a history was the user's choice, which says more than its content,
         once the item is known; what was shown to him was not.
         """
-        by_log = {"alpha": 0.0, "step_id_dropout": 0.8} if has_refusals else {"alpha": 50.0}
-        return self.model_copy(update={name: value for name, value in by_log.items() if getattr(self, name) is None})
+        return self._unless_set({"alpha": 0.0, "step_id_dropout": 0.8} if has_refusals else {"alpha": 50.0})
+
+    def _unless_set(self, values: Mapping[str, Any]) -> Train:
+        return self.model_copy(update={name: value for name, value in values.items() if getattr(self, name) is None})
 
 
 class Evaluate(_Section):

@@ -73,6 +73,7 @@ def fit(
 
     With several `ranks` each calls this with the same arguments: all get the same weights, those that one would get from their batches together.
     """
+    train = train.for_size(sum(data.buckets.sizes))
     config = config_of(train, event_types, repeats)
     policies = train.each(data.counts.has_refusals)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _arithmetic_of(device), _term_asked(draft) as is_asked_to_end:
@@ -86,7 +87,7 @@ def fit(
             if network.known:
                 measure(network.known, data.buckets)
             if sum(data.buckets.sizes) >= MANY:
-                factors = [item_factors(data.buckets, len(data.catalogue), train.dim, train.seed + critic) for critic in range(train.critics)]
+                factors = [item_factors(data.buckets, len(data.catalogue), train.dim, train.seed + critic) for critic in range(config.critics)]
                 network.item_vector.load_state_dict({"weight": torch.from_numpy(np.concatenate(factors, axis=1))})
         if not ranks.is_first:
             torch.manual_seed(train.seed + ranks.rank)  # so that each drops and draws others
@@ -112,7 +113,7 @@ def _levelled(network: Network, level: float, gammas: Sequence[float]) -> None:
 
 
 def config_of(train: Train, event_types: tuple[str, ...], repeats: bool) -> NetworkConfig:
-    """The shape of the network that the settings ask for."""
+    """The shape of the network that the settings ask for, which are as of `for_size`."""
     same = ("dim", "layers", "heads", "context", "encoder", "dropout", "id_dropout", "critics", "lower")
     shape: dict[str, Any] = {name: getattr(train, name) for name in same}
     shape |= {"policies": len(train.policies) or 1, "behaviour": train.support is not None, "user_features": tuple(train.user_features)}
@@ -159,7 +160,7 @@ def _term_asked(draft: Location | None) -> Iterator[Callable[[], bool]]:
 
 
 class _Learner:
-    """The online and the target network, and the optimisers of the first."""
+    """The online and the target network, and the optimisers of the first; `train` is as of `for_size`."""
 
     def __init__(self, network: Network, data: TrainingData, train: Train, device: torch.device, draft: Location | None = None, ranks: Ranks = ALONE) -> None:
         self._online, self._target = network.train(), copy.deepcopy(network).eval()
@@ -167,11 +168,12 @@ class _Learner:
             if isinstance(module, nn.RNNBase):
                 module.flatten_parameters()  # a copy's lie apart, and a GPU would collect them each time
         self._data, self._train, self._device, self._draft, self._ranks = data, train, device, draft, ranks
+        assert train.batch_steps is not None
         self._policies = train.each(data.counts.has_refusals)
         chosen = np.bincount(data.counts.item, data.counts.steps, len(data.catalogue)).astype(np.int64)
         table = item_table(data.catalogue.item_ids, data.catalogue.categories, data.catalogue, device)
         self._table = replace(table, unread=torch.from_numpy(_unread(chosen, train.for_log(data.counts.has_refusals).step_id_dropout)).to(device))
-        self._packing = Packing(train.context, train.context + 1, max(1, train.batch_for(sum(data.buckets.sizes)) // (train.context + 1) // ranks.count))
+        self._packing = Packing(train.context, train.context + 1, max(1, train.batch_steps // (train.context + 1) // ranks.count))
         self._loader = Loader(data.buckets, self._packing, train.seed, ranks.rank, ranks.count, workers=2 if device.type == "cuda" else 0)
         self._epoch, self._position, self._done = 0, Position(), 0
         self._modules: dict[str, nn.Module] = {"online": self._online, "target": self._target}

@@ -345,22 +345,24 @@ def n_step_targets(reward: Tensor, end: Tensor, acts: Tensor, elapsed: Tensor, b
     return target, valid
 
 
-def lambda_returns(reward: Tensor, end: Tensor, acts: Tensor, elapsed: Tensor, values: Tensor, gammas: Sequence[float], mixing: float) -> tuple[Tensor, Tensor]:
-    """Returns of what was logged, by discount, and which of them count, in the slots of rows, as in `n_step_targets`.
+def lambda_returns(
+    reward: Tensor, end: Tensor, acts: Tensor, elapsed: Tensor, values: Tensor, gammas: Sequence[float], mixings: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """Returns of what was logged, by discount and mixing, and which of them count, in the slots of rows, as in `n_step_targets`.
 
     G_t = r_t + gamma · ((1 - mixing) · value_{t+1} + mixing · G_{t+1}), with `mixing` = λ (Sutton and Barto 2018, section 12.1), where the episode
     goes on to a step whose reward is known; else G_t = r_t + gamma · value_{t+1}, and r_t alone where it has `terminated`.
-    `values` and the returns are [rows, slots, gammas]; for gamma stands its power of `elapsed`.
+    `values` and the returns are [rows, slots, gammas], and each of `gammas` has one of `mixings`; for gamma stands its power of `elapsed`.
     """
     immature, terminated = end == END_CODES["immature"], end == END_CODES["terminated"]
     goes_on = (pad(acts[:, 1:] & ~immature[:, 1:], (0, 1)) & (end == 0))[:, :, None]
     after = pad(values[:, 1:], (0, 0, 0, 1)).masked_fill(terminated[:, :, None], 0.0)
     discount = values.new_tensor(gammas) ** elapsed[:, :, None]
     # G_t = known_t + share_t · G_{t+1}, all at once: each round lets it see twice as many steps ahead (Blelloch 1990, Prefix sums and their applications).
-    share = torch.where(goes_on, mixing * discount, 0.0)
+    share = torch.where(goes_on, values.new_tensor(mixings) * discount, 0.0)
     known = reward[:, :, None] + (discount - share) * after
     ahead = 1
-    while mixing and ahead < reward.shape[1]:
+    while any(mixings) and ahead < reward.shape[1]:
         known = torch.addcmul(known, share, pad(known[:, ahead:], (0, 0, 0, ahead)))
         share = share * pad(share[:, ahead:], (0, 0, 0, ahead))
         ahead *= 2

@@ -259,18 +259,20 @@ def _policy_loss(repeats: bool, train: Train, online: Seen, targets: Sequence[Se
 
     logged = batch.reward, batch.end, batch.acts, batch.elapsed
     target = targets[critic].states
+    gammas, mixings = [*NEARER, train.gamma, train.gamma], [train.mixing] * len(NEARER) + [train.mixing, 0.0]
+    returns, counts = lambda_returns(*logged, torch.cat([target.nearer, target.value, target.value], 2), gammas, mixings)
+    of_nearer, of_state, of_choice = returns[:, :, :-2], returns[:, :, -2:-1], returns[:, :, -1:]
+    nearer = error(there(states.nearer), of_nearer, counts)
     if train.backup == "logged":
         # V learns the return, which has the noise of all that follows, and Q what follows from one step, as V sees it.
-        td = error(there(states.value), *lambda_returns(*logged, target.value, [train.gamma], train.mixing))
-        td = td + error(there(states.value).detach() + z[:, None], *lambda_returns(*logged, target.value, [train.gamma], 0.0))
+        td = error(there(states.value), of_state, counts) + error(there(states.value).detach() + z[:, None], of_choice, counts)
     else:
         if log and train.support:
             best = _best_of_likely(log, own, part, train.support, best)
         best_values = torch.zeros_like(batch.reward).flatten()
         best_values[online.places] = lower_bound(torch.stack([seen.worth(best) for seen in targets]), train.lower)
-        returns, counts = n_step_targets(*logged, best_values.view_as(batch.reward), train.gamma, train.n_step)
-        td = error(there(states.value) + z[:, None], returns[:, :, None], counts)
-    nearer = error(there(states.nearer), *lambda_returns(*logged, target.nearer, NEARER, train.mixing))
+        best_returns, counts = n_step_targets(*logged, best_values.view_as(batch.reward), train.gamma, train.n_step)
+        td = error(there(states.value) + z[:, None], best_returns[:, :, None], counts)
     return Loss(td + conservative + nearer, {"td": td.detach(), **parts, "nearer": nearer.detach()}, learnt.sum())
 
 

@@ -87,7 +87,7 @@ def run(lake: Lake, settings: Settings, day: date, ranks: Ranks = ALONE) -> None
 
     evening = DecayedCounts.of(data.counts, len(catalogue), day_number(last) + 1, 1).features()[0]
     rows = []
-    for head, (name, train) in enumerate(settings.train.each(data.counts.has_refusals).items()):
+    for head, (name, train) in enumerate(settings.train.for_size(sum(data.buckets.sizes)).each(data.counts.has_refusals).items()):
         own = manifest | ({"policy": name} if name else {})
         policy_version = _version(day, own)
         with whole_folder(lake.root / POLICIES / policy_version, last=MANIFEST) as folder:

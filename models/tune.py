@@ -79,7 +79,7 @@ class Window:
     """The validation days: what a trial learns from, what judges it, and by which metric."""
 
     settings: Settings
-    train: Train  # today's, as of `for_log`, of one policy
+    train: Train  # today's, as of `for_size` and `for_log`, of one policy
     data: TrainingData
     court: Court
     popularity: Floats  # of the evening before
@@ -111,9 +111,7 @@ class Window:
             metric, reason = ndcg, "as the log holds no propensities: what lists would have earned can only be guessed."
         return cls(
             settings,
-            settings.train.model_copy(update={"policies": {}, "batch_steps": settings.train.batch_for(sum(data.buckets.sizes))}).for_log(
-                data.counts.has_refusals
-            ),
+            settings.train.model_copy(update={"policies": {}}).for_size(sum(data.buckets.sizes)).for_log(data.counts.has_refusals),
             data,
             court,
             DecayedCounts.of(data.counts, len(catalogue), day_number(begin), 1).features()[0],

@@ -73,7 +73,7 @@ def ours(items: int, seconds: float, exact: Annotated[bool, typer.Option()] = Tr
     log = made_steps(items)
     catalogue = Catalogue(("",) * (items + 1), ((),) * (items + 1), (None,) * (items + 1), np.arange(items + 1) > 0)
     data = TrainingData(catalogue, HeldBucket(log), DailyCounts.of([log]), 0, np.tile(catalogue.available, (DAYS, 1)))
-    train = Train(dim=DIM, exact_items=items if exact else 1, alpha=0.02, batch_steps=BATCH).for_log(True)
+    train = Train(dim=DIM, exact_items=items if exact else 1, alpha=0.02, batch_steps=BATCH, critics=1).for_log(True)
     network = Network(config_of(train, ("impression", "click"), repeats=True), items, 0)
     learner = _Learner(network, data, train, torch.device("cpu"))
     batches = learner._loader.batches(learner._position)

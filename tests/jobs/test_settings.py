@@ -51,7 +51,11 @@ def test_the_file_at_the_top_of_the_project_is_sound(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[train]\nlower = 1.0\n", r"  train: lower = 1 is below the mean of several critics, and critics is 1: raise it, or leave lower out$"),
+        ("[train]\nlower = 1.0\n", r"  train: lower = 1 is below the mean of several critics, and critics is unset: set it to 2 or more, or leave lower out$"),
+        (
+            "[train]\nlower = 1.0\ncritics = 1\n",
+            r"  train: lower = 1 is below the mean of several critics, and critics is 1: set it to 2 or more, or leave lower out$",
+        ),
         ("[train.rewards]\nsold = 1\n", r"\):\n  train\.rewards: sold is not among event_types, which has impression, click, purchase$"),
         ("[score]\ntop_n = 0\n", r"score\.top_n: .*greater than or equal to 1, got 0"),
         ("[score]\ntopn = 5\n", r"score\.topn: Extra inputs are not permitted"),

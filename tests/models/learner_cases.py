@@ -20,7 +20,19 @@ from models.training_data import TrainingData
 EVENT_TYPES = ("impression", "click", "purchase")
 HOUR = 3600
 SMALL = Train(
-    dim=16, layers=1, heads=2, context=8, dropout=0.0, id_dropout=0.0, step_id_dropout=0.0, epochs=2, batch_steps=64, backup="best", alpha=0.02, supervised=0.02
+    dim=16,
+    layers=1,
+    heads=2,
+    context=8,
+    dropout=0.0,
+    id_dropout=0.0,
+    step_id_dropout=0.0,
+    epochs=2,
+    batch_steps=64,
+    backup="best",
+    alpha=0.02,
+    supervised=0.02,
+    critics=1,
 )
 
 

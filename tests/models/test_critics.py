@@ -133,7 +133,7 @@ def test_what_ranks_by_a_lower_bound_has_no_item_matrix(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"lower": 1.0}, "lower = 1 is below the mean of several critics, and critics is 1"),
+        ({"lower": 1.0, "critics": 1}, "lower = 1 is below the mean of several critics, and critics is 1"),
         ({"support": 5}, 'support = 5 bounds the best of backup = "best", which no policy has'),
         ({"support": 5, "policies": {"a": {"backup": "logged"}}}, "which no policy has"),
     ],

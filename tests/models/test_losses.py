@@ -251,7 +251,7 @@ def logged_returns(
     codes = torch.tensor([[END_CODES.get(name, 0) for name in (*end, "")]])
     acts = torch.arange(len(reward) + 1)[None] < len(reward)
     found, valid = lambda_returns(
-        torch.tensor([[*reward, 0.0]], dtype=torch.float64), codes, acts, passed, torch.tensor([value], dtype=torch.float64)[:, :, None], [gamma], mixing
+        torch.tensor([[*reward, 0.0]], dtype=torch.float64), codes, acts, passed, torch.tensor([value], dtype=torch.float64)[:, :, None], [gamma], [mixing]
     )
     return found[0, :-1, 0].tolist(), valid[0, :-1].tolist()
 
@@ -265,6 +265,16 @@ def test_lambda_0_is_one_step_and_1_is_the_log_itself() -> None:
     """With 0 what follows is the value of the next state; with 1 the rewards to the end, and the value of the state after it."""
     assert logged_returns([1, 2, 3], ["", "", ""], [10, 20, 30, 40], 0.5, 0.0)[0] == [11.0, 17.0, 23.0]
     assert logged_returns([1, 2, 3], ["", "", ""], [10, 20, 30, 40], 0.5, 1.0)[0] == [1 + 1 + 0.75 + 5, 2 + 1.5 + 10, 3 + 20]
+
+
+def test_lambda_returns_of_several_discounts_and_mixings_are_those_of_each() -> None:
+    reward, values, no_end = (
+        torch.tensor([[1.0, 2.0, 3.0, 0.0]]),
+        torch.tensor([[10.0, 20.0, 30.0, 40.0]])[:, :, None].expand(1, 4, 3),
+        torch.zeros(1, 4).long(),
+    )
+    found, _ = lambda_returns(reward, no_end, reward > 0, torch.ones(1, 4), values, [0.5, 0.5, 0.0], [0.5, 0.0, 1.0])
+    assert found[0, :3].T.tolist() == [[9.8125, 15.25, 23.0], [11.0, 17.0, 23.0], [1.0, 2.0, 3.0]]
 
 
 def test_lambda_returns_end_as_the_steps_do() -> None:
