@@ -151,7 +151,7 @@ class Train(_Section):
         None,
         ge=1,
         description="networks that learn Q side by side, each by itself, and rank by their mean: where they differ, the log says little; "
-        "unset: 3 of a log of up to a million steps, else 1",
+        "unset: 3 of a log of up to half a million steps, else 1",
     )
     lower: float = Field(0.0, ge=0, description="how many standard deviations of the critics below their mean an item is ranked, and a bootstrap taken")
     support: int | None = Field(
@@ -192,7 +192,7 @@ class Train(_Section):
         seed, which the mean of several has less of; of a large log it has less, and takes long.
         """
         few = max(16, steps // 8)  # or a night of a small log would be an update or two
-        by_size = {"batch_steps": min(max(steps // 1000, min(few, 512)), 8192), "critics": 3 if steps <= 1_000_000 else 1}
+        by_size = {"batch_steps": min(max(steps // 1000, min(few, 512)), 8192), "critics": 3 if steps <= 500_000 else 1}
         return self._unless_set(by_size)
 
     def each(self, has_refusals: bool) -> dict[str, Train]:
