@@ -188,8 +188,8 @@ class Train(_Section):
     def for_size(self, steps: int) -> Train:
         """With `batch_steps` and `critics` by the number of steps in the log, unless they are set.
 
-        A small log needs many updates, and of a large one larger batches take less time. What one network makes of a small log has much of its
-        seed, which the mean of several has less of; of a large log it has less, and takes long.
+        A small log needs many updates, and of a large one larger batches take less time. What one network makes of a small log depends much on its
+        seed, the mean of several less so; of a large log it depends less, and several take long.
         """
         few = max(16, steps // 8)  # or a night of a small log would be an update or two
         by_size = {"batch_steps": min(max(steps // 1000, min(few, 512)), 8192), "critics": 3 if steps <= 500_000 else 1}

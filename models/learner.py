@@ -73,27 +73,27 @@ def fit(
 
     With several `ranks` each calls this with the same arguments: all get the same weights, those that one would get from their batches together.
     """
-    train = train.for_size(sum(data.buckets.sizes))
+    train = train.for_size(data.steps)
     config = config_of(train, event_types, repeats)
     policies = train.each(data.counts.has_refusals)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _arithmetic_of(device), _term_asked(draft) as is_asked_to_end:
         torch.manual_seed(train.seed)
         network = network_over(data.catalogue, config).to(device)
-        if train.warm_epochs and learnt and learnt.network.config == replace(config, policies=1, behaviour=False):
+        if train.warm_epochs and learnt and goes_on(config, learnt.network.config):
             learnt.grown(network, data.catalogue)
             train = train.model_copy(update={"epochs": train.warm_epochs})
         else:
             _levelled(network, data.counts.level, [policy.gamma for policy in policies.values()])
             if network.known:
                 measure(network.known, data.buckets)
-            if sum(data.buckets.sizes) >= MANY:
+            if data.steps >= MANY:
                 factors = [item_factors(data.buckets, len(data.catalogue), train.dim, train.seed + critic) for critic in range(config.critics)]
                 network.item_vector.load_state_dict({"weight": torch.from_numpy(np.concatenate(factors, axis=1))})
         if not ranks.is_first:
             torch.manual_seed(train.seed + ranks.rank)  # so that each drops and draws others
         learner = _Learner(network, data, train, device, draft, ranks)
         done = learner.resumed()
-        with training_progress(train.epochs, sum(data.buckets.sizes), done) if ranks.is_first else nullcontext(_untold) as progress:
+        with training_progress(train.epochs, data.steps, done) if ranks.is_first else nullcontext(_untold) as progress:
             if not learner.learn(progress, is_asked_to_end, after_epoch):
                 return None
     return network.eval(), data.counts.mean_reward
@@ -114,10 +114,16 @@ def _levelled(network: Network, level: float, gammas: Sequence[float]) -> None:
 
 def config_of(train: Train, event_types: tuple[str, ...], repeats: bool) -> NetworkConfig:
     """The shape of the network that the settings ask for, which are as of `for_size`."""
+    assert train.critics is not None
     same = ("dim", "layers", "heads", "context", "encoder", "dropout", "id_dropout", "critics", "lower")
     shape: dict[str, Any] = {name: getattr(train, name) for name in same}
     shape |= {"policies": len(train.policies) or 1, "behaviour": train.support is not None, "user_features": tuple(train.user_features)}
     return NetworkConfig(event_types=event_types, repeats=repeats, **shape)
+
+
+def goes_on(config: NetworkConfig, before: NetworkConfig) -> bool:
+    """Whether a network of that shape can begin with what one policy of the shape `before` has learnt."""
+    return before == replace(config, policies=1, behaviour=False)
 
 
 @contextmanager
@@ -214,7 +220,7 @@ class _Learner:
                 f"All rewards of the validation days can still grow, so nothing is seen by them: raise train.validation_days "
                 f"(now {self._train.validation_days}) to more than the longest maturity_days of [event_types] less evaluate.holdout_days."
             )
-        steps, saved = self._train.epochs * sum(self._data.buckets.sizes), time.monotonic()
+        steps, saved = self._train.epochs * self._data.steps, time.monotonic()
         while self._epoch < self._train.epochs and self._waited != self._train.patience:
             for packed, behind in self._batches():
                 fresh, going_on = self._ranks.summed(int(packed.fresh.sum()), behind.epoch == self._epoch)

@@ -187,7 +187,7 @@ def view_of(rows: Rows, context: int, at: Tensor | None = None) -> View:
     before = place <= place[:, None]
     same = (rows.item[:, :, None] == rows.item[:, None, :]) & together & (rows.item > 0)[:, None, :]
     place32 = place.int()  # of half the size: the arrays of slots by slots are what takes time here
-    again = torch.where(same & ~before.T, place32[:, None], place32.new_full((), len(place))).amin(1)  # [rows, length] the next meeting
+    again = torch.where(same & ~before.T, place32[:, None], len(place)).amin(1)  # [rows, length] the next meeting
     every = together & before
     seen = every if at is None else every.gather(1, at[:, :, None].expand(-1, -1, len(place)))
     moment = rows.time + rows.wait

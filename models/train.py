@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from contextlib import nullcontext
 from datetime import date, timedelta
 from typing import Any
@@ -21,7 +22,7 @@ from jobs.storage import whole_folder
 from models.components import reduced
 from models.data import day_number, load_catalogue, version_as_of
 from models.gate import MANIFEST, POLICIES, POPULARITY, champion_before
-from models.learner import fit
+from models.learner import config_of, fit, goes_on
 from models.policy import Learnt, device_of_choice, save_policy
 from models.popularity import DecayedCounts
 from models.ranks import ALONE, Ranks, joined
@@ -58,6 +59,12 @@ def run(lake: Lake, settings: Settings, day: date, ranks: Ranks = ALONE) -> None
     validated = [last - timedelta(days=back) for back in reversed(range(settings.train.validation_days if settings.train.patience else 0))]
     last -= timedelta(days=len(validated))
     data = TrainingData.load(lake, catalogue, version, first, last, len(validated), settings.train.context, features)
+    train = settings.train.model_copy(update={"critics": learnt.network.config.critics}) if learnt and not settings.train.critics else settings.train
+    train, event_types, repeats = train.for_size(data.steps), tuple(settings.event_types), settings.evaluate.repeats
+    if learnt and champion and not goes_on(config_of(train, event_types, repeats), learnt.network.config):
+        learnt = None
+        if ranks.is_first:
+            print(f"train: begins from nothing, as the settings ask for another network than that of {champion.version}.", file=sys.stderr)
     shards = ShardManifest.of(lake, first, last + timedelta(days=len(validated)), version).shards
     manifest = {
         "day": str(day),
@@ -68,7 +75,7 @@ def run(lake: Lake, settings: Settings, day: date, ranks: Ranks = ALONE) -> None
         "shards": [shard.content for shard in shards],
         "revision": revision(),
         "seed": settings.train.seed,
-        "began_with": champion.version if champion else None,
+        "began_with": champion.version if champion and learnt else None,
         "settings": {name: getattr(settings, name).model_dump() for name in ("train", "evaluate", "episodes")},
         "event_types": {name: event_type.model_dump() for name, event_type in settings.event_types.items()},
     }
@@ -78,7 +85,7 @@ def run(lake: Lake, settings: Settings, day: date, ranks: Ranks = ALONE) -> None
     if ranks.is_first:
         lake.ensure("gold.policies")
     draft = lake.root / POLICIES / f"{run_version}.checkpoint"
-    fitted = fit(data, tuple(settings.event_types), settings.train, settings.evaluate.repeats, device_of_choice(), draft, learnt, ranks=ranks)
+    fitted = fit(data, event_types, train, repeats, device_of_choice(), draft, learnt, ranks=ranks)
     if not ranks.is_first:
         return
     if fitted is None:
@@ -87,11 +94,11 @@ def run(lake: Lake, settings: Settings, day: date, ranks: Ranks = ALONE) -> None
 
     evening = DecayedCounts.of(data.counts, len(catalogue), day_number(last) + 1, 1).features()[0]
     rows = []
-    for head, (name, train) in enumerate(settings.train.for_size(sum(data.buckets.sizes)).each(data.counts.has_refusals).items()):
+    for head, (name, policy) in enumerate(train.each(data.counts.has_refusals).items()):
         own = manifest | ({"policy": name} if name else {})
         policy_version = _version(day, own)
         with whole_folder(lake.root / POLICIES / policy_version, last=MANIFEST) as folder:
-            save_policy(folder, network.alone(head), catalogue, evening, {"reward_scale": scale, "train": train.model_dump()}, own)
+            save_policy(folder, network.alone(head), catalogue, evening, {"reward_scale": scale, "train": policy.model_dump()}, own)
         row = {
             "policy_version": policy_version,
             "name": name or None,

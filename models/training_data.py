@@ -44,6 +44,11 @@ class TrainingData:
     validation: LateBuckets | None = None  # steps of the days after, which say when to stop; popularity is as of the evening before them
     sets: CandidateSets = field(default_factory=CandidateSets.none)  # that the buckets tell of
 
+    @property
+    def steps(self) -> int:
+        """That are learnt from."""
+        return sum(self.buckets.sizes)
+
     @classmethod
     def load(
         cls, lake: Lake, catalogue: Catalogue, version: int, first: date, last: date, validation_days: int, context: int, features: FeatureFiles | None = None

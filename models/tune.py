@@ -111,7 +111,7 @@ class Window:
             metric, reason = ndcg, "as the log holds no propensities: what lists would have earned can only be guessed."
         return cls(
             settings,
-            settings.train.model_copy(update={"policies": {}}).for_size(sum(data.buckets.sizes)).for_log(data.counts.has_refusals),
+            settings.train.model_copy(update={"policies": {}}).for_size(data.steps).for_log(data.counts.has_refusals),
             data,
             court,
             DecayedCounts.of(data.counts, len(catalogue), day_number(begin), 1).features()[0],
@@ -164,7 +164,7 @@ class Window:
     def judge(self, network: Network) -> dict[str, Estimate]:
         """Metrics over all steps of the window. Raises TooLittleData when there is nothing to judge by."""
         catalogue = self.data.catalogue
-        policy = Policy("trial", network, catalogue.item_ids, catalogue.categories, catalogue, tuple(self.settings.event_types), self.popularity)
+        policy = Policy("trial", network.alone(0), catalogue.item_ids, catalogue.categories, catalogue, tuple(self.settings.event_types), self.popularity)
         judged = dict(self.court.judge_steps(policy))
         if judged[self.metric].samples == 0:
             raise TooLittleData(f"There is nothing to judge by on {self.days}: no step was rewarded. Raise train.validation_days, or land more days.")
@@ -201,7 +201,7 @@ def _try(study: optuna.Study, window: Window, trials: int) -> None:
 
 def _judged(trial: Trial, window: Window, is_today: bool) -> dict[str, Estimate]:
     """Learn and judge. Raises TrialPruned when the trial is not worth going on with; today's settings always are."""
-    train = window.settings.train.model_copy(update=trial.params)
+    train = window.train.model_copy(update=trial.params)
 
     def report(epoch: int, network: Network) -> None:
         if epoch < train.epochs:

@@ -31,6 +31,7 @@ _START = "item vectors begin the other way"  # at random in place of factors, or
 # An aid that is on is switched off, and one that is off is switched on.
 AIDS: dict[str, dict[str, Any]] = {
     "by default": {},
+    "one critic": {"critics": 1},
     "batches of 512": {"batch_steps": 512},
     _START: {},
     "no content fallback": {"id_dropout": 0.0, "step_id_dropout": 0.0},

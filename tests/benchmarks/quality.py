@@ -77,6 +77,7 @@ SETS = {
 NETS: dict[str, dict[str, Any]] = {
     "cloning": {"alpha": 1000.0},
     "policy": {},
+    "policy, one critic": {"critics": 1},
     "policy, alpha 5": {"alpha": 5.0},
     "policy, transformer": {"encoder": "transformer", "layers": 2},
 }
@@ -218,9 +219,9 @@ def policies_of(window: Window, train: Train) -> tuple[list[Policy], float]:
     fitted = fit(data, window.log.event_types, train, window.log.repeats, torch.device("cpu"))
     if fitted is None:
         raise typer.Exit(1)
-    network, scale = fitted
+    alone, scale = fitted[0].alone(0), fitted[1]
     eves = DecayedCounts.of(DailyCounts.of([window.told]), window.items, window.first, window.days).features()
-    return [Policy("net", network, catalogue.item_ids, catalogue.categories, everything, window.log.event_types, eve) for eve in eves], scale
+    return [Policy("net", alone, catalogue.item_ids, catalogue.categories, everything, window.log.event_types, eve) for eve in eves], scale
 
 
 def over_seeds(rows: Sequence[Row]) -> Row:

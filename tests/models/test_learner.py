@@ -57,8 +57,8 @@ def test_the_same_seed_gives_the_same_weights(device: torch.device) -> None:
 def test_each_device_learns_the_same(device: torch.device, exact_items: int) -> None:
     """The losses of the first epochs, of each encoder, in a catalogue with categories; a GPU rounds products more."""
     data = training_data(catalogue(40, [(f"r{item % 3}", f"c{item % 7}") for item in range(40)]), random_steps(30, 40, 40, seed=3))
-    for encoder in ("gru", "transformer", "mean"):
-        train = SMALL.model_copy(update={"exact_items": exact_items, "negatives": 15, "encoder": encoder, "backup": "logged"})
+    for encoder, critics in (("gru", 1), ("gru", 3), ("transformer", 1), ("mean", 1)):
+        train = SMALL.model_copy(update={"exact_items": exact_items, "negatives": 15, "encoder": encoder, "critics": critics, "backup": "logged"})
         here, there = (losses_of(data, train, on) for on in (CPU, device))
         np.testing.assert_allclose(there, here, rtol=1e-5 if device == CPU else 0.01)
 
@@ -99,11 +99,12 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     monkeypatch.setattr(learner._Learner, "_update", interrupted)
 
 
+@pytest.mark.parametrize("critics", [1, 3])
 @pytest.mark.parametrize("exact_items", [12, 11], ids=["exact", "drawn"])
-def test_interrupted_is_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact_items: int) -> None:
+def test_interrupted_is_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact_items: int, critics: int) -> None:
     """Bit for bit, with dropout, wherever it is interrupted: twice, in the middle of an epoch and at its end."""
     data = training_data(with_content(catalogue(12), text=3), random_steps(9, 20, 12, seed=3))
-    train = SMALL.model_copy(update={"dropout": 0.2, "id_dropout": 0.2, "epochs": 3, "exact_items": exact_items, "negatives": 5})
+    train = SMALL.model_copy(update={"dropout": 0.2, "id_dropout": 0.2, "epochs": 3, "exact_items": exact_items, "negatives": 5, "critics": critics})
     whole, draft = weights(trained(data, train, CPU)), tmp_path / "policies" / "p.checkpoint"
     for update in (4, 3):
         with monkeypatch.context() as patch:

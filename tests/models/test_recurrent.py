@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from models.recurrent import Recurrent, run
+from models.recurrent import Recurrent, recurrence
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -17,7 +17,7 @@ def test_networks_in_step_are_the_gru_of_torch(layers: int, networks: int, toget
     tokens, weight = torch.randn(shape, dtype=torch.float64, requires_grad=True), torch.randn(shape, dtype=torch.float64)
     learnt = [tokens, *(parameter for one in cells for parameter in one.parameters())]
     expected = torch.stack([one(PackedSequence(own, torch.tensor(together)))[0].data for one, own in zip(cells, tokens, strict=True)])
-    found = run(cells, tokens, together)
+    found = recurrence(cells, tokens, together)
     torch.testing.assert_close(found, expected)
     for one, other in zip(*(torch.autograd.grad((weight * states).sum(), learnt) for states in (found, expected)), strict=True):
         torch.testing.assert_close(one, other)

@@ -106,6 +106,32 @@ def test_wide_vectors_are_told_along_axes_that_a_warm_start_keeps(lake: Lake, se
     np.testing.assert_allclose(by_its_own, by_the_lake, atol=1e-6)
 
 
+def test_a_warm_start_keeps_as_many_critics_as_there_were(
+    lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However many the log would have from nothing; other settings than those of the champion begin from nothing, and say so."""
+    land(lake, users=6, items=7)
+
+    def trained(critics: int | None) -> tuple[PolicyRecord, int, str | None]:
+        """The policy, how many critics it has, and what it began with."""
+        train = SMALL.model_copy(update={"window_days": DAYS, "warm_epochs": 1, "critics": critics})
+        training.run(lake, settings.model_copy(update={"train": train}), D)
+        (row,) = lake.read("gold.policies", ["policy_version", "manifest"]).to_pylist()
+        policy = policy_named(lake, row["policy_version"])
+        config = json.loads((lake.root / policy.path / "config.json").read_text())
+        assert config["network"]["critics"] == config["train"]["critics"]
+        return policy, config["network"]["critics"], json.loads(row["manifest"])["began_with"]
+
+    assert trained(None)[1:] == (3, None)
+    champion, *made = trained(1)
+    assert made == [1, None]
+    monkeypatch.setattr(training, "champion_before", lambda lake, day: champion)
+    assert trained(None)[1:] == (1, champion.version)
+    assert "begins from nothing" not in capsys.readouterr().err
+    assert trained(2)[1:] == (2, None)
+    assert f"begins from nothing, as the settings ask for another network than that of {champion.version}" in capsys.readouterr().err
+
+
 def test_a_version_that_knew_no_more_is_read(lake: Lake) -> None:
     """Night D + 1 makes the days up to D again: night D has to read what there was before."""
     land(lake, users=3, items=4)
