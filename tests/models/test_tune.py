@@ -13,10 +13,11 @@ import numpy as np
 import optuna
 import pyarrow as pa
 import pytest
+import torch
 
 from jobs.contracts.errors import BadSettings, FolderUnwritable, Interrupted, NotReady, OtherStudy, TooLittleData, TrainingFailed
 from jobs.lake import Lake
-from jobs.settings import CONFIG_VARIABLE, Settings, Train, load_settings
+from jobs.settings import CONFIG_VARIABLE, PolicySettings, Settings, Train, load_settings
 from models import tune as tuning
 from models.data import DailyCounts, day_number, load_availability, load_catalogue, load_steps
 from models.learner import fit
@@ -309,6 +310,23 @@ def test_values_are_changed_in_place(text: str) -> None:
 def test_a_form_that_cannot_be_changed_line_by_line(text: str) -> None:
     with pytest.raises(BadSettings, match=r"write \[train\] as a section\. To be set in it: train\.epochs = 7\."):
         changed(text, {("train", "epochs"): 7})
+
+
+def test_trials_are_of_one_policy_whatever_is_named(lake: Lake, settings: Settings, tmp_path: Path) -> None:
+    """Ranked by its own head: what the settings name beside it, or learn of the log's behaviour, takes no part."""
+    land(lake, users=12, items=7)
+    named = {"bold": PolicySettings(gamma=0.0), "close": PolicySettings(alpha=5.0)}
+    for name, policies in (("one", {}), ("two", named)):
+        tune(lake, settings.model_copy(update={"train": settings.train.model_copy(update={"policies": policies})}), D, 1, None, tmp_path / name)
+    assert trials_of(tmp_path / "one")[0].value == trials_of(tmp_path / "two")[0].value
+
+    train = settings.train.model_copy(update={"backup": "best", "support": 2})
+    window = Window.load(lake, settings.model_copy(update={"train": train}), D)
+    fitted = fit(window.data, tuple(settings.event_types), window.train, True, torch.device("cpu"))
+    assert fitted is not None
+    assert fitted[0].config.behaviour
+    beside, alone = (window.judge(made)[window.metric].draws for made in (fitted[0], fitted[0].alone(0)))
+    np.testing.assert_array_equal(beside, alone)
 
 
 def test_the_space_holds_today_whatever_it_is(lake: Lake, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
