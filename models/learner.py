@@ -73,7 +73,7 @@ def fit(
 
     With several `ranks` each calls this with the same arguments: all get the same weights, those that one would get from their batches together.
     """
-    train = train.for_size(data.steps)
+    train = train.for_size(data.steps, len(data.catalogue) - 1)
     config = config_of(train, event_types, repeats)
     policies = train.each(data.counts.has_refusals)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _arithmetic_of(device), _term_asked(draft) as is_asked_to_end:

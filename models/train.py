@@ -60,7 +60,7 @@ def run(lake: Lake, settings: Settings, day: date, ranks: Ranks = ALONE) -> None
     last -= timedelta(days=len(validated))
     data = TrainingData.load(lake, catalogue, version, first, last, len(validated), settings.train.context, features)
     train = settings.train.model_copy(update={"critics": learnt.network.config.critics}) if learnt and not settings.train.critics else settings.train
-    train, event_types, repeats = train.for_size(data.steps), tuple(settings.event_types), settings.evaluate.repeats
+    train, event_types, repeats = train.for_size(data.steps, len(catalogue) - 1), tuple(settings.event_types), settings.evaluate.repeats
     if learnt and champion and not goes_on(config_of(train, event_types, repeats), learnt.network.config):
         learnt = None
         if ranks.is_first:

@@ -111,7 +111,7 @@ class Window:
             metric, reason = ndcg, "as the log holds no propensities: what lists would have earned can only be guessed."
         return cls(
             settings,
-            settings.train.model_copy(update={"policies": {}}).for_size(data.steps).for_log(data.counts.has_refusals),
+            settings.train.model_copy(update={"policies": {}}).for_size(data.steps, len(catalogue) - 1).for_log(data.counts.has_refusals),
             data,
             court,
             DecayedCounts.of(data.counts, len(catalogue), day_number(begin), 1).features()[0],

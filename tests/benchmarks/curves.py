@@ -64,7 +64,7 @@ def net_of(window: Window, train: Train, aid: str) -> Ints:
 def is_another(aid: str, window: Window, train: Train) -> bool:
     """Whether a row is not, for this log, the net by default under another name."""
     if aid == "batches of 512":
-        return Train().for_size(len(window.train)).batch_steps != train.batch_steps
+        return Train().for_size(len(window.train), window.known).batch_steps != train.batch_steps
     return aid != "no content fallback" or any(window.log.catalogue.categories)
 
 

@@ -246,11 +246,12 @@ def test_q_converges_to_dynamic_programming(backup: str) -> None:
 
 
 def test_the_batch_and_the_critics_follow_from_the_log_unless_they_are_set() -> None:
-    sized = [Train().for_size(steps) for steps in (10, 1_000, 10_000, 500_000, 600_000, 2_000_000, 10**8)]
+    sized = [Train().for_size(steps, 1_000) for steps in (10, 1_000, 10_000, 500_000, 600_000, 2_000_000, 10**8)]
     assert [train.batch_steps for train in sized] == [16, 125, 512, 512, 600, 2000, 8192]
     assert [train.critics for train in sized] == [3, 3, 3, 3, 1, 1, 1]
     own = Train(batch_steps=64, critics=2)
-    assert own.for_size(10) == own.for_size(10**8) == own
+    assert own.for_size(10, 10) == own.for_size(10**8, 10**6) == own
+    assert [Train().for_size(100_000, items).critics for items in (20_000, 20_001)] == [3, 1]
 
 
 @pytest.mark.parametrize(("many", "by_factors"), [(180, True), (181, False)])
