@@ -151,7 +151,7 @@ class Train(_Section):
         None,
         ge=1,
         description="networks that learn Q side by side, each by itself, and rank by their mean: where they differ, the log says little; "
-        "unset: 3 of a log of up to half a million steps, and 2e9 steps times items, else 1",
+        "unset: 3 of a log of up to half a million steps, and 1e9 steps times items, else 1",
     )
     lower: float = Field(0.0, ge=0, description="how many standard deviations of the critics below their mean an item is ranked, and a bootstrap taken")
     support: int | None = Field(
@@ -192,7 +192,7 @@ class Train(_Section):
         seed, the mean of several less so; of a large log it depends less, and several take long, as they do where steps are held against many items.
         """
         few = max(16, steps // 8)  # or a night of a small log would be an update or two
-        by_size = {"batch_steps": min(max(steps // 1000, min(few, 512)), 8192), "critics": 3 if steps <= 500_000 and steps * items <= 2e9 else 1}
+        by_size = {"batch_steps": min(max(steps // 1000, min(few, 512)), 8192), "critics": 3 if steps <= 500_000 and steps * items <= 1e9 else 1}
         return self._unless_set(by_size)
 
     def each(self, has_refusals: bool) -> dict[str, Train]:

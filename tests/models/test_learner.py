@@ -251,7 +251,7 @@ def test_the_batch_and_the_critics_follow_from_the_log_unless_they_are_set() -> 
     assert [train.critics for train in sized] == [3, 3, 3, 3, 1, 1, 1]
     own = Train(batch_steps=64, critics=2)
     assert own.for_size(10, 10) == own.for_size(10**8, 10**6) == own
-    assert [Train().for_size(100_000, items).critics for items in (20_000, 20_001)] == [3, 1]
+    assert [Train().for_size(100_000, items).critics for items in (10_000, 10_001)] == [3, 1]
 
 
 @pytest.mark.parametrize(("many", "by_factors"), [(180, True), (181, False)])
